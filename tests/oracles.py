@@ -1,0 +1,164 @@
+"""Exact answers by an independent route: closed forms and brute force in NumPy and SciPy, in double precision.
+
+Nothing here imports ``bdl_lib``. Each section serves one test module; add to the end.
+"""
+
+from fractions import Fraction
+from itertools import pairwise, permutations
+from math import log
+
+import numpy as np
+from scipy import integrate, stats
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bayes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def discrete_posterior(prior, likelihoods):
+    """Bayes' theorem in exact rational arithmetic, after all steps: probabilities and log evidence."""
+    weights = [Fraction(p) for p in prior]
+    joint = [w / sum(weights) for w in weights]
+    for step in likelihoods:
+        joint = [p * Fraction(value) for p, value in zip(joint, step, strict=True)]
+    evidence = sum(joint)
+    return [float(p / evidence) for p in joint], log(evidence.numerator) - log(evidence.denominator)
+
+
+def log_quad(log_density, low, high, *more):
+    """Log of the integral of exp(log_density) over an interval, or over a rectangle given as four numbers."""
+    if not more:
+        return log(integrate.quad(lambda x: np.exp(log_density(x)), low, high, epsabs=0, epsrel=1e-11, limit=200)[0])
+    value, _ = integrate.dblquad(lambda y, x: np.exp(log_density(x, y)), low, high, *more, epsabs=0, epsrel=1e-9)
+    return log(value)
+
+
+def beta_bernoulli_flip_by_flip(a, b, flips):
+    """Log probability of a sequence of flips: each predicted from those before it."""
+    total = 0.0
+    for flip in flips:
+        total += log(a / (a + b) if flip else b / (a + b))
+        a, b = a + flip, b + 1 - flip
+    return total
+
+
+def gamma_poisson_count_by_count(concentration, rate, counts):
+    """Log probability of a sequence of Poisson counts: each predicted from those before it."""
+    total = 0.0
+    for count in counts:
+        total += stats.nbinom.logpmf(count, concentration, rate / (rate + 1))
+        concentration, rate = concentration + count, rate + 1
+    return total
+
+
+def normal_known_std(prior_loc, prior_std, observations, noise_std):
+    """Joint normal of mean and observations, conditioned: posterior mean and std, and log evidence."""
+    n = len(observations)
+    covariance = noise_std**2 * np.eye(n) + prior_std**2 * np.ones((n, n))
+    gain = prior_std**2 * np.linalg.solve(covariance, np.ones(n))
+    posterior_var = prior_std**2 * (1 - gain.sum())
+    evidence = stats.multivariate_normal(np.full(n, prior_loc), covariance)
+    return prior_loc + gain @ (observations - prior_loc), posterior_var**0.5, evidence.logpdf(observations)
+
+
+def normal_unknown_std_log_evidence(loc, prec_scale, concentration, rate, observations):
+    """With mean and precision averaged out, normal observations are one draw of a multivariate Student t."""
+    n = len(observations)
+    shape = rate / concentration * (np.eye(n) + np.ones((n, n)) / prec_scale)
+    return stats.multivariate_t(np.full(n, loc), shape, df=2 * concentration).logpdf(observations)
+
+
+def linear_in_function_space(prior_loc, prior_cov, features, targets, noise_std, new_features):
+    """Bayesian linear regression as a joint normal of targets and function values, conditioned.
+
+    Returns weight mean and covariance, mean and variance of the function at the new features, and log evidence.
+    """
+    covariance = features @ prior_cov @ features.T + noise_std**2 * np.eye(len(targets))
+    gain = np.linalg.solve(covariance, features @ prior_cov).T
+    weight_mean = prior_loc + gain @ (targets - features @ prior_loc)
+    weight_cov = prior_cov - gain @ features @ prior_cov
+    function_var = np.einsum("nd,de,ne->n", new_features, weight_cov, new_features)
+    log_evidence = stats.multivariate_normal(features @ prior_loc, covariance).logpdf(targets)
+    return weight_mean, weight_cov, new_features @ weight_mean, function_var, log_evidence
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mlp_outputs(weights, inputs, layer_sizes, activation, bias=True):
+    """Outputs [n, k] of one weight vector: unit by unit, weights read off the vector one after the other."""
+    place, hidden = 0, np.asarray(inputs)
+    for layer, (fan_in, fan_out) in enumerate(pairwise(layer_sizes)):
+        units = []
+        for unit in range(fan_out):
+            row = weights[place + unit * fan_in : place + (unit + 1) * fan_in]
+            offset = weights[place + fan_out * fan_in + unit] if bias else 0.0
+            units.append(sum(row[j] * hidden[:, j] for j in range(fan_in)) + offset)
+        place += fan_out * fan_in + (fan_out if bias else 0)
+        hidden = np.stack(units, axis=1)
+        if layer < len(layer_sizes) - 2:
+            hidden = activation(hidden)
+    assert place == len(weights)
+    return hidden
+
+
+def log_likelihoods(kind, outputs, targets, noise_std=None):
+    """Log probability of each target under outputs [n, k], from SciPy's distributions."""
+    if kind == "gaussian":
+        return stats.norm.logpdf(targets, outputs[:, 0], noise_std)
+    if kind == "heteroscedastic":
+        return stats.norm.logpdf(targets, outputs[:, 0], np.exp(outputs[:, 1]) ** 0.5)
+    if kind == "bernoulli":
+        return stats.bernoulli.logpmf(targets, 1 / (1 + np.exp(-outputs[:, 0])))
+    prob = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    return np.array([stats.multinomial.logpmf(np.eye(len(p))[t], 1, p) for p, t in zip(prob, targets, strict=True)])
+
+
+def mixture_moments(densities, low, high):
+    """Mean and variance of an equal mixture of densities, by quadrature."""
+
+    def moment(power):
+        return integrate.quad(
+            lambda y: y**power * np.mean([density(y) for density in densities]), low, high, limit=400, epsabs=1e-12
+        )[0]
+
+    return moment(1), moment(2) - moment(1) ** 2
+
+
+def entropies(prob):
+    """Total, expected and mutual information of class probabilities [samples, classes], by adding up terms in pairs."""
+
+    def entropy(p):
+        return -sum(float(x) * log(x) for x in p if x > 0)
+
+    prob = np.asarray(prob)
+    samples, classes = prob.shape
+    mean = prob.mean(0)
+    joint = prob / samples  # of sample and class; the information between them, from its definition
+    information = sum(
+        joint[s, c] * log(joint[s, c] / (mean[c] / samples))
+        for s in range(samples)
+        for c in range(classes)
+        if joint[s, c] > 0
+    )
+    return entropy(mean), float(np.mean([entropy(p) for p in prob])), information
+
+
+def best_action(prob, cost, refuse_cost):
+    """Action of least expected loss and that loss, -1 for refusing, by trying all of them."""
+    losses = {a: sum(row[c] * prob[c] for c in range(len(prob))) for a, row in enumerate(cost)}
+    action = min(losses, key=losses.get)
+    return (-1, refuse_cost) if refuse_cost is not None and losses[action] > refuse_cost else (action, losses[action])
+
+
+def risk_coverage(confidence, loss):
+    """The risk at each coverage: the average over every order of the cases in which the confidence never rises."""
+    orders = [
+        order
+        for order in permutations(range(len(loss)))
+        if all(confidence[a] >= confidence[b] for a, b in pairwise(order))
+    ]
+    risks = [np.cumsum([loss[i] for i in order]) / np.arange(1, len(loss) + 1) for order in orders]
+    return np.mean(risks, axis=0)
