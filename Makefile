@@ -16,7 +16,7 @@ test: book
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(CHAPTERS)
+	BDL_EXPLORE=still OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(CHAPTERS)
 
 serve: book
 	@echo "http://127.0.0.1:8000/ (stop with Ctrl-C)"

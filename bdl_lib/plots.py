@@ -1,12 +1,27 @@
 """The figures that several chapters draw. Each function takes numbers and an axes, never a model.
 
-One look for all: ``use_style`` loads ``bdl.mplstyle``. Colours are the Okabe-Ito set, and nothing is told by colour alone:
-lines differ in dash, areas in hatching.
+One look for all: ``use_style`` loads ``bdl.mplstyle``. Colours are the Okabe-Ito set, and nothing is told by colour
+alone: lines differ in dash, areas in hatching, points in shape.
 """
 
 from pathlib import Path
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "band", "bayes_square", "points", "share_bar", "two_bands", "use_style"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "band",
+    "bayes_square",
+    "classes",
+    "plane_map",
+    "points",
+    "regions",
+    "share_bar",
+    "two_bands",
+    "use_style",
+]
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6e6e6e"
 
@@ -66,8 +81,8 @@ def points(ax, x, y, *, label="data"):
 def bayes_square(ax, prior_prob, likelihood, *, hypotheses, evidence):
     """Draw Bayes' theorem as areas in a square of area one.
 
-    A column a hypothesis, as wide as its prior probability; its lower part, hatched, as high as its likelihood. The hatched
-    area is the evidence, and a column's share of it the posterior probability.
+    A column a hypothesis, as wide as its prior probability; its lower part, hatched, as high as its likelihood. The
+    hatched area is the evidence, and a column's share of it the posterior probability.
 
     Args:
         ax: matplotlib axes.
@@ -101,6 +116,62 @@ def share_bar(ax, prob, *, names):
         ax.annotate(f"{name}: {height:.0%}", (0, bottom + height / 2), ha="center", va="center", bbox=_LABEL_BOX)
         bottom += height
     ax.set(xlim=(-0.5, 0.5), ylim=(0, 1), xticks=[], ylabel="probability")
+    ax.grid(False)
+
+
+def classes(ax, inputs, labels, names, *, is_seen=True):
+    """Draw labelled points of the plane, one marker a class.
+
+    Args:
+        ax: matplotlib axes.
+        inputs: [n, 2].
+        labels: class of each point, [n].
+        names: of the classes.
+        is_seen: filled markers for classes of the training data, open ones for strangers.
+    """
+    inputs, labels = _numbers(inputs), _numbers(labels)
+    colors, markers = ((ORANGE, BLUE, GREEN), "os^") if is_seen else ((PURPLE, GREY, "black"), "DPX")
+    for i, name in enumerate(names):
+        face = colors[i] if is_seen else "white"
+        style = dict(marker=markers[i], markerfacecolor=face, markeredgecolor="white" if is_seen else colors[i])
+        ax.plot(*inputs[labels == i].T, linestyle="", markeredgewidth=0.6 if is_seen else 1.2, label=name, **style)
+
+
+def plane_map(ax, x, y, values, *, label, limits):
+    """Draw a function of the plane as colours, with a colour bar.
+
+    Args:
+        ax: matplotlib axes.
+        x: first coordinate, [rows, columns].
+        y: second coordinate, [rows, columns].
+        values: of the function, [rows, columns].
+        label: what the colours mean.
+        limits: the values at the two ends of the colour bar.
+    """
+    x, y, values = _numbers(x), _numbers(y), _numbers(values)
+    picture = ax.pcolormesh(x, y, values, vmin=limits[0], vmax=limits[1], shading="nearest", rasterized=True)
+    ax.figure.colorbar(picture, ax=ax, label=label)
+    ax.grid(False)
+
+
+def regions(ax, x, y, choices, *, names):
+    """Draw which of a few choices is made at each point of the plane: coloured, hatched and named regions.
+
+    Args:
+        ax: matplotlib axes.
+        x: first coordinate, [rows, columns].
+        y: second coordinate, [rows, columns].
+        choices: whole numbers, [rows, columns].
+        names: from choice to name; choices that do not occur in ``choices`` are left out of the legend.
+    """
+    x, y, choices = _numbers(x), _numbers(y), _numbers(choices)
+    for i, (choice, name) in enumerate(names.items()):
+        if (choices == choice).any():
+            color, hatch = (GREY, ORANGE, BLUE, GREEN)[i % 4], ("xx", "///", "\\\\\\", "..")[i % 4]
+            chosen = (choices == choice).astype(float)
+            ax.contourf(x, y, chosen, levels=[0.5, 1.5], colors=[color + "30"], hatches=[hatch])
+            ax.fill_between([], [], facecolor=color + "30", hatch=hatch, edgecolor="black", linewidth=0, label=name)
+    ax.legend(loc="upper left", framealpha=0.9, frameon=True)
     ax.grid(False)
 
 

@@ -20,7 +20,7 @@ import functools
 import torch
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes
+from bdl_lib import bayes, networks
 
 
 class TensorMaker:
@@ -93,6 +93,114 @@ BAYES = {
     "bayes.radial_features": lambda t: bayes.radial_features(t([0.0, 0.5]), t([0.0, 1.0, 2.0]), width=0.5),
 }
 
+# ---- networks
+
+
+def _network(outputs=3):
+    return networks.mlp([2, 4, outputs], activation=torch.tanh)
+
+
+def _start(t, outputs=3):
+    """Two weight vectors, drawn on the device."""
+    return networks.gaussian_prior(_network(outputs), prior_std=1.0, **t.like).sample(2, generator=t.generator)
+
+
+def _asked(t):
+    return t([[0.0, 1.0], [-1.0, 0.5], [2.0, -1.0]])
+
+
+def _log_posterior(t, outputs=3):
+    """Log posterior with the likelihood that has so many outputs."""
+    likelihood, targets = {
+        1: (networks.gaussian_likelihood(0.5), t([0.1, -0.4, 1.0])),
+        2: (networks.heteroscedastic_likelihood(), t([0.1, -0.4, 1.0])),
+        3: (networks.categorical_likelihood(3), t([0, 2, 1])),
+    }[outputs]
+    prior = networks.gaussian_prior(_network(outputs), prior_std={"0": 1.0, "1": 0.5}, **t.like)
+    return networks.log_posterior(_network(outputs), prior, likelihood, _asked(t), targets)
+
+
+def _likelihood_parts(likelihood, outputs, targets):
+    """What a likelihood's functions make of some outputs."""
+    likelihood.check_targets(targets)
+    parts = [likelihood.log_prob(outputs, targets), *likelihood.log_prob_and_score(outputs, targets)]
+    parts += likelihood.moments(outputs) if likelihood.moments else []
+    return parts + ([likelihood.class_prob(outputs)] if likelihood.class_prob else [])
+
+
+def _network_parts(network, weights, inputs):
+    outputs, pullback = network.vjp(weights, inputs)
+    return network.apply(weights, inputs), outputs, pullback(outputs)
+
+
+NETWORKS = {
+    "networks.mlp": lambda t: [
+        _network_parts(networks.mlp([2, 4, 3], **settings), t([[0.1] * dim, [-0.3] * dim]), _asked(t))
+        for dim, settings in [
+            (27, {"activation": torch.tanh}),
+            (27, {"activation": torch.relu, "chunk_size": 1}),
+            (20, {"activation": torch.sin, "bias": False}),
+        ]
+    ],
+    "networks.from_module": lambda t: _network_parts(
+        networks.from_module(torch.nn.utils.skip_init(torch.nn.Linear, 2, 3)), t([[0.5] * 9, [-1.0] * 9]), _asked(t)
+    ),
+    "networks.unflatten_weights": lambda t: networks.unflatten_weights(_network(), t([[0.5] * 27])),
+    "networks.flatten_weights": lambda t: networks.flatten_weights(
+        _network(), networks.unflatten_weights(_network(), t([[0.5] * 27]))
+    ),
+    "networks.far_field_slope": lambda t: networks.far_field_slope(
+        networks.mlp([2, 4, 3]), t([[0.5] * 27, [-0.2] * 27]), _asked(t)
+    ),
+    "networks.gaussian_likelihood": lambda t: _likelihood_parts(
+        networks.gaussian_likelihood(0.5), t([[[0.1], [0.2]]]), t([0.0, 1.0])
+    ),
+    "networks.heteroscedastic_likelihood": lambda t: _likelihood_parts(
+        networks.heteroscedastic_likelihood(), t([[[0.1, -1.0], [0.2, 3.0]]]), t([0.0, 1.0])
+    ),
+    "networks.bernoulli_likelihood": lambda t: _likelihood_parts(
+        networks.bernoulli_likelihood(), t([[[0.1], [-9.0]]]), t([1, 0])
+    ),
+    "networks.categorical_likelihood": lambda t: _likelihood_parts(
+        networks.categorical_likelihood(2), t([[[0.1, 1.0], [-9.0, 0.0]]]), t([1, 0])
+    ),
+    "networks.gaussian_prior": lambda t: (
+        networks.gaussian_prior(_network(), prior_std={"0": 1.0, "1": 0.5}, **t.like),
+        networks.gaussian_prior(_network(), prior_std=2.0, **t.like).log_prob(_start(t)),
+    ),
+    "networks.log_posterior": lambda t: [
+        (_log_posterior(t, k)(weights), _log_posterior(t, k).value_and_grad(weights, t([2, 0])))
+        for k in (1, 2, 3)
+        for weights in [_start(t, k)]
+    ],
+    "networks.draw_rows": lambda t: networks.draw_rows(5, 3, generator=t.generator),
+    "networks.fit_map": lambda t: (
+        networks.fit_map(_log_posterior(t), _start(t), num_steps=4, patience=2),
+        networks.fit_map(_log_posterior(t), _start(t), num_steps=2, batch_size=2, generator=t.generator).best_weights,
+    ),
+    "networks.predict_regression": lambda t: [
+        (result, result.std)
+        for k in (1, 2)
+        for result in [
+            networks.predict_regression(_network(k), _log_posterior(t, k).likelihood, _start(t, k), _asked(t))
+        ]
+    ],
+    "networks.predict_classes": lambda t: networks.predict_classes(
+        _network(), networks.categorical_likelihood(3), _start(t), _asked(t)
+    ),
+    "networks.variance_split": lambda t: networks.variance_split(t([[0.0, 1.0], [2.0, 1.0]]), t([[1.0, 2.0]] * 2)),
+    "networks.entropy_split": lambda t: networks.entropy_split(t([[[1.0, 0.0]], [[0.25, 0.75]]])),
+    "networks.expected_loss": lambda t: networks.expected_loss(t([[0.25, 0.75]]), t([[0.0, 1.0], [5.0, 0.0]])),
+    "networks.decide": lambda t: (
+        networks.decide(t([[0.25, 0.75]]), t([[0.0, 1.0], [5.0, 0.0]])),
+        networks.decide(t([[0.25, 0.75], [1.0, 0.0]]), t([[0.0, 1.0], [5.0, 0.0]]), refuse_cost=0.5),
+    ),
+    "networks.risk_coverage": lambda t: (
+        networks.risk_coverage(t([0.5, 0.9, 0.5]), t([1.0, 0.0, 0.0])),
+        networks.risk_coverage(t([0.5, 0.9, 0.5]), t([1.0, 0.0, 0.0])).area,
+    ),
+}
+
 # ---- all of them
 
-EXAMPLES = {**BAYES}
+EXAMPLES = {**BAYES, **NETWORKS}

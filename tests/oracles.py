@@ -8,7 +8,7 @@ from itertools import pairwise, permutations
 from math import log
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 # ---------------------------------------------------------------------------------------------------------------------
 # bayes
@@ -116,15 +116,20 @@ def log_likelihoods(kind, outputs, targets, noise_std=None):
     return np.array([stats.multinomial.logpmf(np.eye(len(p))[t], 1, p) for p, t in zip(prob, targets, strict=True)])
 
 
-def mixture_moments(densities, low, high):
-    """Mean and variance of an equal mixture of densities, by quadrature."""
+def mixture_moments(densities, low, high, num_points=100_001):
+    """Mean and variance of an equal mixture of smooth densities that vanish at the ends, by the trapezoidal rule."""
+    y = np.linspace(low, high, num_points)
+    mixture = np.mean([density(y) for density in densities], axis=0)
+    mean = integrate.trapezoid(y * mixture, y)
+    return mean, integrate.trapezoid((y - mean) ** 2 * mixture, y)
 
-    def moment(power):
-        return integrate.quad(
-            lambda y: y**power * np.mean([density(y) for density in densities]), low, high, limit=400, epsabs=1e-12
-        )[0]
 
-    return moment(1), moment(2) - moment(1) ** 2
+def log_gauss_legendre(log_density, low, high, num_points=300):
+    """Log of the integral of exp(log_density) over a square, by the product of two Gauss–Legendre rules."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_points)
+    axis, weights = low + (high - low) * (nodes + 1) / 2, weights * (high - low) / 2
+    values = log_density(*np.meshgrid(axis, axis, indexing="ij"))
+    return special.logsumexp(values, b=np.outer(weights, weights))
 
 
 def entropies(prob):

@@ -134,7 +134,8 @@ def _waits(func, args, kwargs) -> bool:
     packet = func.overloadpacket
     if packet in INDEXING:
         indices = [index for index in args[1] if index is not None]
-        # CUDA turns `x[mask] = number` into masked_fill, which does not wait.
+        # CUDA turns `x[mask] = number` into masked_fill, which does not wait. A number comes here as a tensor, so that
+        # `x[mask] = tensor_of_one_number`, which waits there, passes here too.
         is_fill = packet is not aten.index and len(indices) == 1 and args[2].numel() == 1
         return any((_is_mask(index) and not is_fill) or not _on_sim(index) for index in indices)
     if packet is aten.repeat_interleave:

@@ -4,8 +4,7 @@ Exactness is tested in float64. Where a test draws at random, it is seeded and s
 """
 
 import math
-import subprocess
-import sys
+import re
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -274,12 +273,12 @@ def test_odds_at_certainty():
 
 
 def test_nothing_underflows_where_the_product_of_the_probabilities_does():
-    """1,000 flips and two coins that are 1e-300 apart at first: the product of the likelihoods is 1e-600."""
+    """4,000 flips and two coins, 1e300 apart in the prior. Half-way the products of the likelihoods are near 1e-602."""
     flips = tensor([[0.25, 0.5]] * 2000 + [[0.5, 0.25]] * 2000)
     after = bayes.update_sequence(tensor([1.0, 1e-300]), flips)
-    close(after.log_evidence[-1], 2000 * math.log(0.125), rtol=1e-12)
-    close(after.prob[-1], [1, 1e-300])
-    assert after.prob[1999, 0] == pytest.approx(2.0**-2000 / 1e-300, abs=1e-300)
+    close(after.prob[1999], [math.exp(-2000 * math.log(2) + 300 * math.log(10)), 1], atol=0, rtol=1e-9)
+    close(after.prob[-1], [1, 1e-300], atol=0, rtol=1e-8)  # sums of logs near 4,000 round
+    close(after.log_evidence[-1], 2000 * math.log(0.125))
 
 
 @pytest.mark.parametrize("function", ["update", "update_sequence"])
@@ -720,206 +719,144 @@ def test_polynomial_gradient_at_zero():
     close(gradient, [1.0])
 
 
-# ---- Bad input
+# ---- Bad input: what is called, and how the message starts
 
-good = tensor([0.5, 0.5])
-coin = Beta(1.0, 1.0)
-bell = Normal(0.0, 1.0)
+half = tensor([0.5, 0.5])
+coin, rate, bell = Beta(1.0, 1.0), Gamma(1.0, 1.0), Normal(0.0, 1.0)
 axis = torch.linspace(0, 1, 11)
-two = bayes.gaussian_prior(2, prior_std=1.0)
-flat = bayes.gaussian_prior(2, prior_std=inf)
-ones = torch.ones(3, 2)
-independent = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
-y = torch.zeros(3)
+grid = bayes.grid_posterior(lambda theta: theta[:, 0], axis)
+two, flat = bayes.gaussian_prior(2, prior_std=1.0), bayes.gaussian_prior(2, prior_std=inf)
+ones, line, y = torch.ones(3, 2), tensor([[1, 0], [1, 1], [1, 2]], dtype=torch.float32), torch.zeros(3)
 
 
-def normal_gamma(**changes):
-    return bayes.NormalGamma(**{"loc": 0.0, "prec_scale": 1.0, "concentration": 1.0, "rate": 1.0, **changes})
+def normal_gamma(**changed):
+    return bayes.NormalGamma(**{"loc": 0.0, "prec_scale": 1.0, "concentration": 1.0, "rate": 1.0, **changed})
 
 
-def one_point_grid():
-    return bayes.grid_posterior(lambda theta: theta[:, 0], axis)
+def regress(prior, features, targets, noise_std=1.0):
+    return bayes.linear_posterior(prior, features, targets, noise_std=noise_std)
 
 
-BAD_INPUT = [
-    (lambda: bayes.update(tensor([0.5, -0.5]), good), "prior_prob must be finite and non-negative, got -0.5"),
-    (lambda: bayes.update(tensor([0.5, nan]), good), "prior_prob must be finite and non-negative, got nan"),
-    (lambda: bayes.update(tensor([0.5, inf]), good), "prior_prob must be finite and non-negative, got inf"),
-    (lambda: bayes.update(tensor([0.0, 0.0]), good), "prior_prob must be positive for at least one hypothesis, got 0"),
-    (lambda: bayes.update(good, tensor([0.5, 1.5])), r"likelihood must be in \[0, 1\], got 1.5"),
-    (lambda: bayes.update(good, tensor([0.5, -0.1])), r"likelihood must be in \[0, 1\], got -0.1"),
-    (lambda: bayes.update(good, tensor([0.5, nan])), r"likelihood must be in \[0, 1\], got nan"),
-    (lambda: bayes.update(tensor([1.0, 0.0]), tensor([0.0, 1.0])), "likelihood must be positive for a hypothesis that"),
-    (
-        lambda: bayes.update(good, tensor([0.5] * 3)),
-        r"prior and likelihood must have the same number .* \(2,\) and \(3,\)",
-    ),
-    (lambda: bayes.update(tensor([]), tensor([])), "must have the same number of hypotheses, at least one"),
-    (lambda: bayes.update(tensor(0.5), tensor(0.5)), "must have the same number of hypotheses, at least one"),
-    (lambda: bayes.update(good.expand(2, 2), good.expand(3, 2)), r"broadcast, got prior \(2,\), likelihood \(3,\)"),
-    (lambda: bayes.update_log(tensor([0.0, nan]), good), "log_prior must be finite or -inf, got nan"),
-    (lambda: bayes.update_log(tensor([0.0, inf]), good), "log_prior must be finite or -inf, got inf"),
-    (lambda: bayes.update_log(tensor([-inf, -inf]), good), "log_prior must allow at least one hypothesis"),
-    (lambda: bayes.update_log(good, tensor([0.0, nan])), "log_likelihood must be finite or -inf, got nan"),
-    (lambda: bayes.update_log(tensor([0.0, -inf]), tensor([-inf, 0.0])), "log_likelihood must allow a hypothesis that"),
-    (lambda: bayes.update_log(good, tensor([0.0])), "prior and log_likelihood must have the same number"),
-    (lambda: bayes.update_sequence(good, torch.empty(0, 2)), r"likelihoods must be \[\.\.\., steps >= 1"),
-    (lambda: bayes.update_sequence(good, good), r"likelihoods must be \[\.\.\., steps >= 1"),
-    (
-        lambda: bayes.update_sequence(good, tensor([[1.0, 0.0], [0.0, 1.0]])),
-        "likelihoods must be positive for a hypoth",
-    ),
-    (lambda: bayes.update_sequence(good, tensor([[0.5, 2.0]])), r"likelihoods must be in \[0, 1\], got 2.0"),
-    (lambda: bayes.log_odds(tensor([0.5, 1.1])), r"prob must be in \[0, 1\], got 1.1"),
-    (lambda: bayes.log_odds(tensor(nan)), r"prob must be in \[0, 1\], got nan"),
+DISCRETE = [
+    (lambda: bayes.update(tensor([0.5, -0.5]), half), "prior_prob must be finite and non-negative, got -0.5"),
+    (lambda: bayes.update(tensor([0.5, nan]), half), "prior_prob must be finite and non-negative, got nan"),
+    (lambda: bayes.update(tensor([0.5, inf]), half), "prior_prob must be finite and non-negative, got inf"),
+    (lambda: bayes.update(0 * half, half), "prior_prob must be positive for at least one hypothesis, got 0.0"),
+    (lambda: bayes.update(half, tensor([0.5, 1.5])), "likelihood must be in [0, 1], got 1.5"),
+    (lambda: bayes.update(half, tensor([0.5, -0.1])), "likelihood must be in [0, 1], got -0.1"),
+    (lambda: bayes.update(half, tensor([0.5, nan])), "likelihood must be in [0, 1], got nan"),
+    (lambda: bayes.update(tensor([1, 0]), tensor([0, 1])), "likelihood must be positive for a hypothesis that is"),
+    (lambda: bayes.update(half, tensor([1])), "prior_prob and likelihood must have the same number of hypotheses"),
+    (lambda: bayes.update(half[:0], half[:0]), "prior_prob and likelihood must have the same number of hypotheses"),
+    (lambda: bayes.update(half[0], half[0]), "prior_prob and likelihood must have the same number of hypotheses"),
+    (lambda: bayes.update(half.expand(2, 2), half.expand(3, 2)), "batch shapes must broadcast, got prior_prob (2,)"),
+    (lambda: bayes.update_log(tensor([0, nan]), half), "log_prior must be finite or -inf, got nan"),
+    (lambda: bayes.update_log(tensor([0, inf]), half), "log_prior must be finite or -inf, got inf"),
+    (lambda: bayes.update_log(half - inf, half), "log_prior must allow at least one hypothesis, got -inf"),
+    (lambda: bayes.update_log(half, tensor([0, nan])), "log_likelihood must be finite or -inf, got nan"),
+    (lambda: bayes.update_log(tensor([0, -inf]), tensor([-inf, 0])), "log_likelihood must allow a hypothesis that"),
+    (lambda: bayes.update_log(half, tensor([0])), "log_prior and log_likelihood must have the same number"),
+    (lambda: bayes.update_sequence(half, torch.empty(0, 2)), "likelihoods must be [..., steps >= 1, hypotheses], got"),
+    (lambda: bayes.update_sequence(half, half), "likelihoods must be [..., steps >= 1, hypotheses], got shape (2,)"),
+    (lambda: bayes.update_sequence(half, tensor([[1, 0], [0, 1]])), "likelihoods must be positive for a hypothesis"),
+    (lambda: bayes.update_sequence(half, tensor([[0.5, 2]])), "likelihoods must be in [0, 1], got 2.0"),
+    (lambda: bayes.log_odds(tensor([0.5, 1.1])), "prob must be in [0, 1], got 1.1"),
+    (lambda: bayes.log_odds(tensor(nan)), "prob must be in [0, 1], got nan"),
     (lambda: bayes.update_log_odds(tensor(nan), 0.5, 0.5), "prior_log_odds must be a number, got nan"),
-    (lambda: bayes.update_log_odds(tensor(0.0), 1.5, 0.5), r"likelihood_if_true must be in \[0, 1\], got 1.5"),
-    (lambda: bayes.update_log_odds(tensor(0.0), 0.5, nan), r"likelihood_if_false must be in \[0, 1\], got nan"),
-    (
-        lambda: bayes.update_log_odds(tensor(0.0), 0.0, 0.0),
-        "likelihood_if_true or likelihood_if_false must be positive",
-    ),
-    (
-        lambda: bayes.update_log_odds(tensor(inf), 0.0, 0.5),
-        "likelihood_if_true or likelihood_if_false must be positive",
-    ),
-    (
-        lambda: bayes.update_log_odds(good, tensor([0.5] * 3), 0.5),
-        r"broadcast, got prior_log_odds \(2,\), likelihood_if_t",
-    ),
-    (lambda: bayes.beta_bernoulli(coin, -1, 3), "num_successes must be finite and non-negative, got -1"),
-    (lambda: bayes.beta_bernoulli(coin, 4, 3), "num_successes must be at most num_trials, got 4"),
+    (lambda: bayes.update_log_odds(tensor(0), 1.5, 0.5), "likelihood_if_true must be in [0, 1], got 1.5"),
+    (lambda: bayes.update_log_odds(tensor(0), 0.5, nan), "likelihood_if_false must be in [0, 1], got nan"),
+    (lambda: bayes.update_log_odds(tensor(0), 0.0, 0.0), "likelihood_if_true or likelihood_if_false must be positive"),
+    (lambda: bayes.update_log_odds(tensor(inf), 0.0, 0.5), "likelihood_if_true or likelihood_if_false must be"),
+    (lambda: bayes.update_log_odds(half, torch.ones(3), 0.5), "batch shapes must broadcast, got prior_log_odds (2,)"),
+]
+
+CONJUGATE = [
+    (lambda: bayes.beta_bernoulli(coin, -1, 3), "num_successes must be finite and non-negative, got -1.0"),
+    (lambda: bayes.beta_bernoulli(coin, 4, 3), "num_successes must be at most num_trials, got 4.0"),
     (lambda: bayes.beta_bernoulli(coin, 1.5, 3), "num_successes must be a whole number, got 1.5"),
     (lambda: bayes.beta_bernoulli(coin, 0, nan), "num_trials must be finite and non-negative, got nan"),
-    (
-        lambda: bayes.beta_bernoulli(coin, torch.ones(2), torch.ones(3)),
-        "broadcast, got prior .*num_successes .*num_tri",
-    ),
-    (
-        lambda: bayes.gamma_poisson(Gamma(1.0, 1.0), torch.tensor([1, -2])),
-        "counts must be finite and non-negative, got -2",
-    ),
-    (lambda: bayes.gamma_poisson(Gamma(1.0, 1.0), torch.tensor([1.5])), "counts must be a whole number, got 1.5"),
-    (lambda: bayes.gamma_poisson(Gamma(1.0, 1.0), torch.tensor([nan])), "counts must be finite, got nan"),
-    (
-        lambda: bayes.gamma_poisson(Gamma(1.0, 1.0), torch.tensor([])),
-        r"counts must be \[\.\.\., n >= 1\], got shape \(0,\)",
-    ),
-    (
-        lambda: bayes.gamma_poisson(Gamma(torch.ones(2), 1.0), torch.ones(3, 4)),
-        r"broadcast, got counts \(3,\), prior \(2,\)",
-    ),
-    (lambda: bayes.normal_known_std(bell, y, 0.0), "noise_std must be positive and finite, got 0"),
+    (lambda: bayes.beta_bernoulli(coin, ones, y), "batch shapes must broadcast, got prior (), num_successes (3, 2)"),
+    (lambda: bayes.gamma_poisson(rate, torch.tensor([1, -2])), "counts must be finite and non-negative, got -2"),
+    (lambda: bayes.gamma_poisson(rate, tensor([1.5])), "counts must be a whole number, got 1.5"),
+    (lambda: bayes.gamma_poisson(rate, tensor([nan])), "counts must be finite, got nan"),
+    (lambda: bayes.gamma_poisson(rate, y[:0]), "counts must be [..., n >= 1], got shape (0,)"),
+    (lambda: bayes.gamma_poisson(rate.expand([2]), ones), "batch shapes must broadcast, got counts (3,), prior (2,)"),
+    (lambda: bayes.normal_known_std(bell, y, 0.0), "noise_std must be positive and finite, got 0.0"),
     (lambda: bayes.normal_known_std(bell, y, nan), "noise_std must be positive and finite, got nan"),
-    (lambda: bayes.normal_known_std(bell, torch.tensor([1.0, inf]), 1.0), "observations must be finite, got inf"),
-    (lambda: bayes.normal_known_std(bell, torch.tensor([]), 1.0), r"observations must be \[\.\.\., n >= 1\]"),
-    (lambda: bayes.normal_known_std(bell, torch.tensor(1.0), 1.0), r"observations must be \[\.\.\., n >= 1\]"),
-    (lambda: bayes.normal_unknown_std(normal_gamma(rate=0.0), y), "prior.rate must be positive and finite, got 0"),
-    (
-        lambda: bayes.normal_unknown_std(normal_gamma(prec_scale=-1.0), y),
-        "prior.prec_scale must be positive and finite",
-    ),
+    (lambda: bayes.normal_known_std(bell, y + inf, 1.0), "observations must be finite, got inf"),
+    (lambda: bayes.normal_known_std(bell, y[:0], 1.0), "observations must be [..., n >= 1], got shape (0,)"),
+    (lambda: bayes.normal_known_std(bell, y[0], 1.0), "observations must be [..., n >= 1], got shape ()"),
+    (lambda: bayes.normal_unknown_std(normal_gamma(rate=0.0), y), "prior.rate must be positive and finite, got 0.0"),
+    (lambda: bayes.normal_unknown_std(normal_gamma(prec_scale=-1.0), y), "prior.prec_scale must be positive and"),
     (lambda: bayes.normal_unknown_std(normal_gamma(concentration=nan), y), "prior.concentration must be positive and"),
     (lambda: bayes.normal_unknown_std(normal_gamma(loc=nan), y), "prior.loc must be finite, got nan"),
-    (lambda: bayes.normal_unknown_std(normal_gamma(), torch.tensor([nan])), "observations must be finite, got nan"),
-    (
-        lambda: bayes.normal_unknown_std(normal_gamma(loc=torch.ones(2)), torch.ones(3, 4)),
-        "batch shapes must broadcast",
-    ),
-    (lambda: bayes.normal_gamma_mean(normal_gamma(rate=-1.0)), "belief.rate must be positive and finite, got -1"),
+    (lambda: bayes.normal_unknown_std(normal_gamma(), y * nan), "observations must be finite, got nan"),
+    (lambda: bayes.normal_unknown_std(normal_gamma(loc=half), ones), "batch shapes must broadcast, got observations"),
+    (lambda: bayes.normal_gamma_mean(normal_gamma(rate=-1.0)), "belief.rate must be positive and finite, got -1.0"),
+]
+
+GRID = [
     (lambda: bayes.midpoints(1, 0, 5), "low and high must be finite, low below high, got 1 and 0"),
-    (lambda: bayes.midpoints(nan, 0, 5), "low and high must be finite"),
-    (lambda: bayes.midpoints(0, inf, 5), "low and high must be finite"),
+    (lambda: bayes.midpoints(nan, 0, 5), "low and high must be finite, low below high, got nan and 0"),
+    (lambda: bayes.midpoints(0, inf, 5), "low and high must be finite, low below high, got 0 and inf"),
     (lambda: bayes.midpoints(0, 1, 1), "num_points must be at least 2, got 1"),
     (lambda: bayes.grid_posterior(torch.sum), "axes must be one or two, got 0"),
     (lambda: bayes.grid_posterior(torch.sum, axis, axis, axis), "axes must be one or two, got 3"),
-    (lambda: bayes.grid_posterior(torch.sum, axis, axis**2), r"axes\[1\] must be evenly spaced and increasing"),
-    (lambda: bayes.grid_posterior(torch.sum, -axis), r"axes\[0\] must be evenly spaced and increasing"),
-    (lambda: bayes.grid_posterior(torch.sum, axis * nan), r"axes\[0\] must be evenly spaced and increasing"),
-    (lambda: bayes.grid_posterior(torch.sum, axis[:1]), r"axes\[0\] must be one-dimensional with at least 2 points"),
-    (lambda: bayes.grid_posterior(torch.sum, axis), r"log_joint must return \[\.\.\., 11\], got shape \(\)"),
-    (
-        lambda: bayes.grid_posterior(lambda t: (t[:, 0] - 0.15).log(), axis),
-        "log_joint must be finite or -inf, is NaN or .* 2 of 11",
-    ),
-    (lambda: bayes.grid_posterior(lambda t: t[:, 0] * 0 - inf, axis), "log_joint must be finite somewhere on the grid"),
-    (
-        lambda: bayes.grid_expectation(one_point_grid(), torch.ones(10)),
-        r"values must start with the grid's shape \(11,\)",
-    ),
-    (lambda: bayes.grid_expectation(one_point_grid(), axis.log()), "values must be finite, got -inf"),
-    (lambda: bayes.grid_marginal(one_point_grid(), 1), r"axis must be one of \[0\], got 1"),
+    (lambda: bayes.grid_posterior(torch.sum, axis, axis**2), "axes[1] must be evenly spaced and increasing, got"),
+    (lambda: bayes.grid_posterior(torch.sum, -axis), "axes[0] must be evenly spaced and increasing, got -0.1"),
+    (lambda: bayes.grid_posterior(torch.sum, axis * nan), "axes[0] must be evenly spaced and increasing, got nan"),
+    (lambda: bayes.grid_posterior(torch.sum, axis[:1]), "axes[0] must be one-dimensional with at least 2 points, got"),
+    (lambda: bayes.grid_posterior(torch.sum, axis), "log_joint must return [..., 11], got shape ()"),
+    (lambda: bayes.grid_posterior(lambda t: (t[:, 0] - 0.15).log(), axis), "log_joint must be finite or -inf, is NaN"),
+    (lambda: bayes.grid_posterior(lambda t: t[:, 0] - inf, axis), "log_joint must be finite somewhere on the grid"),
+    (lambda: bayes.grid_expectation(grid, y), "values must start with the grid's shape (11,), got shape (3,)"),
+    (lambda: bayes.grid_expectation(grid, axis.log()), "values must be finite, got -inf"),
+    (lambda: bayes.grid_marginal(grid, 1), "axis must be one of [0], got 1"),
+]
+
+LINEAR = [
     (lambda: bayes.gaussian_prior(0, prior_std=1.0), "num_features must be at least 1, got 0"),
-    (lambda: bayes.gaussian_prior(2, prior_std=0.0), "prior_std must be positive, got 0"),
+    (lambda: bayes.gaussian_prior(2, prior_std=0.0), "prior_std must be positive, got 0.0"),
     (lambda: bayes.gaussian_prior(2, prior_std=nan), "prior_std must be positive, got nan"),
-    (
-        lambda: bayes.linear_posterior(two, torch.ones(3, 3), y, noise_std=1.0),
-        r"features must be \[\.\.\., n >= 1, 2\]",
-    ),
-    (
-        lambda: bayes.linear_posterior(two, torch.ones(0, 2), y[:0], noise_std=1.0),
-        r"features must be \[\.\.\., n >= 1, 2\]",
-    ),
-    (lambda: bayes.linear_posterior(two, ones * nan, y, noise_std=1.0), "features must be finite, got nan"),
-    (
-        lambda: bayes.linear_posterior(two, ones.double(), y, noise_std=1.0),
-        "features must have the dtype of prior, torch.fl",
-    ),
-    (lambda: bayes.linear_posterior(two, ones, y.double(), noise_std=1.0), "targets must have the dtype of features"),
-    (
-        lambda: bayes.linear_posterior(two, ones, y[:2], noise_std=1.0),
-        r"targets must be \[\.\.\., 3\], one a row of features",
-    ),
-    (lambda: bayes.linear_posterior(two, ones, y[:, None], noise_std=1.0), r"targets must be \[\.\.\., 3\]"),
-    (lambda: bayes.linear_posterior(two, ones, y + inf, noise_std=1.0), "targets must be finite, got inf"),
-    (lambda: bayes.linear_posterior(two, ones, y, noise_std=0.0), "noise_std must be positive and finite, got 0"),
-    (lambda: bayes.linear_posterior(two, ones, y, noise_std=nan), "noise_std must be positive and finite, got nan"),
-    (lambda: bayes.linear_posterior(two, ones, y, noise_std=inf), "noise_std must be positive and finite, got inf"),
-    (
-        lambda: bayes.linear_posterior(flat, ones, y, noise_std=1.0),
-        "features must have full column rank .* got rank 1 of 2",
-    ),
-    (
-        lambda: bayes.linear_posterior(flat, independent[:1], y[:1], noise_std=1.0),
-        "full column rank .* got rank 1 of 2",
-    ),
-    (lambda: bayes.linear_posterior(flat, 0 * ones, y, noise_std=1.0), "full column rank .* got rank 0 of 2"),
-    (
-        lambda: bayes.linear_posterior(two._replace(prec=-two.prec), independent, y, noise_std=1.0),
-        "no negative eigenvalue",
-    ),
-    (
-        lambda: bayes.linear_posterior(two._replace(loc=torch.zeros(3)), ones, y, noise_std=1.0),
-        "prior.loc and prior.prec must",
-    ),
-    (
-        lambda: bayes.linear_posterior(two._replace(loc=two.loc * nan), ones, y, noise_std=1.0),
-        "prior.loc must be finite",
-    ),
-    (
-        lambda: bayes.linear_posterior(two, ones.expand(2, 3, 2), y.expand(4, 3), noise_std=1.0),
-        "batch shapes must broadcast",
-    ),
-    (lambda: bayes.linear_log_evidence(flat, independent, y, noise_std=1.0), "prior.prec must be positive definite"),
-    (lambda: bayes.linear_predictive(flat, ones, noise_std=1.0), "weights.prec must be positive definite"),
-    (lambda: bayes.linear_predictive(two, ones, noise_std=-1.0), "noise_std must be positive and finite, got -1"),
+    (lambda: regress(two, torch.ones(3, 3), y), "features must be [..., n >= 1, 2], got shape (3, 3)"),
+    (lambda: regress(two, ones[:0], y[:0]), "features must be [..., n >= 1, 2], got shape (0, 2)"),
+    (lambda: regress(two, ones * nan, y), "features must be finite, got nan"),
+    (lambda: regress(two, ones.double(), y), "features must have the dtype of prior, torch.float32, got torch.float64"),
+    (lambda: regress(two, ones, y.double()), "targets must have the dtype of features, torch.float32, got torch"),
+    (lambda: regress(two, ones, y[:2]), "targets must be [..., 3], one a row of features, got shape (2,)"),
+    (lambda: regress(two, ones, y[:, None]), "targets must be [..., 3], one a row of features, got shape (3, 1)"),
+    (lambda: regress(two, ones, y + inf), "targets must be finite, got inf"),
+    (lambda: regress(two, ones, y, 0.0), "noise_std must be positive and finite, got 0.0"),
+    (lambda: regress(two, ones, y, nan), "noise_std must be positive and finite, got nan"),
+    (lambda: regress(two, ones, y, inf), "noise_std must be positive and finite, got inf"),
+    (lambda: regress(two, ones, y.expand(4, 3), torch.ones(2)), "batch shapes must broadcast, got prior.loc (), prior"),
+    (lambda: regress(flat, ones, y), "features must have full column rank when the prior is flat, got rank 1 of 2"),
+    (lambda: regress(flat, line[:1], y[:1]), "features must have full column rank when the prior is flat, got rank 1"),
+    (lambda: regress(flat, 0 * ones, y), "features must have full column rank when the prior is flat, got rank 0 of 2"),
+    (lambda: regress(two._replace(prec=-two.prec), line, y), "prior.prec must have no negative eigenvalue, got -1.0"),
+    (lambda: regress(two._replace(loc=y), line, y), "prior.loc and prior.prec must be [..., d] and [..., d, d] with d"),
+    (lambda: regress(two._replace(loc=two.loc * nan), line, y), "prior.loc must be finite, got nan"),
+    (lambda: bayes.linear_log_evidence(flat, line, y, noise_std=1.0), "prior.prec must be positive definite"),
+    (lambda: bayes.linear_predictive(flat, line, noise_std=1.0), "weights.prec must be positive definite"),
+    (lambda: bayes.linear_predictive(two, line, noise_std=-1.0), "noise_std must be positive and finite, got -1.0"),
     (lambda: bayes.sample_weights(two, 0, generator=torch.Generator()), "num_samples must be at least 1, got 0"),
     (lambda: bayes.sample_weights(flat, 1, generator=torch.Generator()), "weights.prec must be positive definite"),
     (lambda: bayes.polynomial_features(y, -1), "degree must be at least 0, got -1"),
-    (lambda: bayes.polynomial_features(torch.tensor(1.0), 2), r"x must be \[\.\.\., n\]"),
-    (lambda: bayes.radial_features(y, axis, width=0.0), "width must be positive and finite, got 0"),
+    (lambda: bayes.polynomial_features(y[0], 2), "x must be [..., n], got a single number"),
+    (lambda: bayes.radial_features(y, axis, width=0.0), "width must be positive and finite, got 0.0"),
     (lambda: bayes.radial_features(y, axis, width=nan), "width must be positive and finite, got nan"),
-    (lambda: bayes.radial_features(y, torch.tensor([]), width=1.0), r"centres must be \[k >= 1\], got shape \(0,\)"),
+    (lambda: bayes.radial_features(y, axis[:0], width=1.0), "centres must be [k >= 1], got shape (0,)"),
 ]
+
+BAD_INPUT = DISCRETE + CONJUGATE + GRID + LINEAR
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_INPUT, ids=[message for _, message in BAD_INPUT])
 def test_bad_input_is_refused_by_name(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         call()
 
 
-def test_importing_costs_torch_and_nothing_else_heavy():
-    heavy = ["scipy", "matplotlib", "sklearn", "ipywidgets", "pandas", "arviz"]
-    code = f"import sys, bdl_lib.bayes; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_a_density_that_is_not_a_number_is_counted():
+    with pytest.raises(ValueError, match=r"is NaN or \+inf at 2 of 11 points$"):
+        bayes.grid_posterior(lambda theta: (theta[:, 0] - 0.15).log(), axis)

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -82,7 +83,7 @@ def test_a_reader_who_cannot_answer_is_no_reader(kernel):
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab on loopback, with settings of its own, on a folder with one notebook: its address."""
+    """The address of a notebook in JupyterLab, on loopback, with settings of its own."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=metadata)
@@ -91,6 +92,7 @@ def lab(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    token = secrets.token_hex(16)
     kinds = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
     env = {key: value for key, value in os.environ.items() if key != "BDL_EXPLORE"}
     env |= {kind: str(tmp_path / kind.lower()) for kind in kinds} | {"PYTHONPATH": str(ROOT)}
@@ -99,8 +101,7 @@ def lab(tmp_path):
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
         f"--ServerApp.root_dir={tmp_path / 'work'}",
-        "--IdentityProvider.token=",
-        "--ServerApp.password=",
+        f"--IdentityProvider.token={token}",
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
@@ -110,7 +111,7 @@ def lab(tmp_path):
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(address, server, tmp_path / "log")
-            yield address
+            yield f"{address}/lab/tree/figure.ipynb?token={token}"
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -143,7 +144,7 @@ def page():
 
 
 def test_jupyterlab_redraws_when_the_slider_moves(lab, page):
-    page.goto(f"{lab}/lab/tree/figure.ipynb")
+    page.goto(lab)
     page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
     page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(state="attached")
     page.keyboard.press("Shift+Enter")

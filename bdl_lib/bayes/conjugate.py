@@ -1,7 +1,8 @@
 """Conjugate pairs: prior and posterior of one family, so that learning is arithmetic on a few parameters.
 
 Distributions come in and go out as ``torch.distributions`` objects. Their batch shape broadcasts with the leading axes
-of the data. To go on learning, give the posterior as the next prior.
+of the data. To go on learning, give the posterior as the next prior. The log evidence of a million observations is a
+large number: in float32 it is good to about one nat, in float64 to the ninth decimal.
 
 Chapter: book/01-bayes.ipynb
 """

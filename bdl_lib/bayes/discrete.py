@@ -67,7 +67,7 @@ def update(
     Source: Bayes (1763), doi:10.1098/rstl.1763.0053; Jaynes (2003), Probability Theory, chapter 4.
     Book: sec-bayes-theorem
     """
-    _check_hypotheses(prior_prob, likelihood=likelihood)
+    _check_hypotheses(prior_prob=prior_prob, likelihood=likelihood)
     after = _update_each_step(prior_prob, likelihood.unsqueeze(-2), "likelihood")
     return DiscretePosterior(after.prob.squeeze(-2), after.log_evidence.squeeze(-1))
 
@@ -93,7 +93,7 @@ def update_log(
     Source: Jaynes (2003), Probability Theory, chapter 4.
     Book: sec-bayes-theorem
     """
-    _check_hypotheses(log_prior, log_likelihood=log_likelihood)
+    _check_hypotheses(log_prior=log_prior, log_likelihood=log_likelihood)
     require(log_prior < inf, "log_prior must be finite or -inf", log_prior)
     require(log_likelihood < inf, "log_likelihood must be finite or -inf", log_likelihood)
     log_prior_total = log_prior.logsumexp(-1, keepdim=True)
@@ -128,7 +128,7 @@ def update_sequence(
     """
     if likelihoods.ndim < 2 or likelihoods.shape[-2] == 0:
         raise ValueError(f"likelihoods must be [..., steps >= 1, hypotheses], got shape {tuple(likelihoods.shape)}")
-    _check_hypotheses(prior_prob, likelihoods=likelihoods[..., 0, :])
+    _check_hypotheses(prior_prob=prior_prob, likelihoods=likelihoods[..., 0, :])
     return _update_each_step(prior_prob, likelihoods, "likelihoods")
 
 
@@ -190,13 +190,13 @@ def update_log_odds(
     return posterior_log_odds
 
 
-def _check_hypotheses(prior: Tensor, **likelihood: Tensor) -> None:
-    """Check that one prior and one likelihood, given by name, list the same hypotheses and broadcast before them."""
-    ((name, values),) = likelihood.items()
-    shapes = f"{tuple(prior.shape)} and {tuple(values.shape)}"
-    if prior.ndim == 0 or prior.shape[-1] == 0 or prior.shape[-1:] != values.shape[-1:]:
-        raise ValueError(f"prior and {name} must have the same number of hypotheses, at least one, got shapes {shapes}")
-    check_broadcast(prior=prior.shape[:-1], **{name: values.shape[:-1]})
+def _check_hypotheses(**arguments: Tensor) -> None:
+    """Check that prior and likelihood share their last axis, the hypotheses, and that the axes before it broadcast."""
+    (prior_name, prior), (name, likelihood) = arguments.items()
+    if prior.ndim == 0 or prior.shape[-1] == 0 or prior.shape[-1:] != likelihood.shape[-1:]:
+        rule = f"{prior_name} and {name} must have the same number of hypotheses, at least one"
+        raise ValueError(f"{rule}, got shapes {tuple(prior.shape)} and {tuple(likelihood.shape)}")
+    check_broadcast(**{prior_name: prior.shape[:-1], name: likelihood.shape[:-1]})
 
 
 def _update_each_step(prior_prob: Tensor, likelihoods: Tensor, name: str) -> DiscretePosterior:
@@ -206,18 +206,19 @@ def _update_each_step(prior_prob: Tensor, likelihoods: Tensor, name: str) -> Dis
     require(prior_max > 0, "prior_prob must be positive for at least one hypothesis", prior_max)
     require((likelihoods >= 0) & (likelihoods <= 1), f"{name} must be in [0, 1]", likelihoods)
 
-    # Every factor is ratio * scale. The ratio is 1, or 0 where the factor is 0, and carries the gradient, exact also at
-    # 0, where that of a log is not. The scale is a positive constant, so its products can be sums of logs.
     batch = torch.broadcast_shapes(prior_prob.shape[:-1], likelihoods.shape[:-2])
     prior_prob, likelihoods = prior_prob.expand(*batch, -1), likelihoods.expand(*batch, -1, -1)
     factors = torch.cat([prior_prob.unsqueeze(-2), likelihoods], -2)  # step 0 is the prior
-    scale = torch.where(factors > 0, factors, 1).detach()
-    joint, log_scale = (factors / scale).cumprod(-2), scale.log().cumsum(-2)
-    largest = torch.where(joint > 0, log_scale, -inf).amax(-1, keepdim=True)
+
+    # p(E_1, ..., E_t, H) is a product of factors. A zero has no log: it stands aside, a 0 among ones; the others add
+    # up as logs. So nothing underflows, and gradients are exact, also at a zero.
+    log_product = torch.where(factors > 0, factors, 1).log().cumsum(-2)
+    is_possible = torch.where(factors > 0, 1, factors).cumprod(-2)
+    largest = torch.where(is_possible > 0, log_product, -inf).amax(-1, keepdim=True)
     require(largest > -inf, f"{name} must be positive for a hypothesis that is still possible", largest.exp())
 
-    # Where a hypothesis has been ruled out, the bound keeps 0 * inf from becoming NaN.
-    joint = joint * (log_scale - largest).exp().clamp(max=torch.finfo(joint.dtype).max ** 0.5)
+    bound = torch.finfo(log_product.dtype).max ** 0.5  # lest 0 * inf become NaN
+    joint = is_possible * (log_product - largest).exp().clamp(max=bound)
     total = joint.sum(-1, keepdim=True)
     log_total = (total.log() + largest).squeeze(-1)
     return DiscretePosterior((joint / total)[..., 1:, :], log_total[..., 1:] - log_total[..., :1])

@@ -176,7 +176,7 @@ def _check_axis(name: str, axis: Tensor) -> None:
     width = (axis[-1] - axis[0]) / (len(axis) - 1)
     rounding = 4 * torch.finfo(axis.dtype).eps * axis.abs().max()
     is_even = (steps > 0) & ((steps - width).abs() <= 1e-4 * width + rounding)
-    require(is_even, f"{name} must be evenly spaced and increasing, with steps of {width.item():g}", steps)
+    require(is_even, f"{name} must be evenly spaced and increasing", steps)
 
 
 def _check_log_joint(log_density: Tensor, *, num_points: int) -> None:

@@ -115,8 +115,7 @@ def linear_posterior(
     Source: Bishop (2006), Pattern Recognition and Machine Learning, equations 3.50 and 3.51.
     Book: sec-linear-regression
     """
-    noise_var = _check_features("prior", prior, features, noise_std)
-    _check_targets(features, targets)
+    noise_var = _check_regression("prior", prior, features, noise_std, targets)
     _check_determined(prior.prec.detach(), features.detach())
     prec = prior.prec + features.mT @ features / noise_var[..., None, None]
     surprise = _matvec(features.mT, targets - _matvec(features, prior.loc)) / noise_var[..., None]
@@ -147,7 +146,7 @@ def linear_predictive(
     Source: Bishop (2006), Pattern Recognition and Machine Learning, equations 3.58 and 3.59.
     Book: sec-predictive-band
     """
-    noise_var = _check_features("weights", weights, features, noise_std)
+    noise_var = _check_regression("weights", weights, features, noise_std)
     cholesky = _cholesky("weights.prec", weights.prec)
     mean = _matvec(features, weights.loc)
     # φᵀ (L Lᵀ)⁻¹ φ is the squared length of L⁻¹ φ.
@@ -238,7 +237,7 @@ def polynomial_features(x: Float[Tensor, "*batch n"], degree: int) -> Float[Tens
     """
     if not degree >= 0:
         raise ValueError(f"degree must be at least 0, got {degree}")
-    _check_inputs("x", x)
+    _check_inputs(x)
     return x.unsqueeze(-1) ** torch.arange(degree + 1, device=x.device)
 
 
@@ -263,7 +262,7 @@ def radial_features(
     """
     width = as_float(width, x)
     require((width > 0) & (width < inf), "width must be positive and finite", width)
-    _check_inputs("x", x)
+    _check_inputs(x)
     if centres.ndim != 1 or len(centres) == 0:
         raise ValueError(f"centres must be [k >= 1], got shape {tuple(centres.shape)}")
     return (-0.5 * ((x.unsqueeze(-1) - centres) / width).square()).exp()
@@ -294,8 +293,10 @@ def _check_weights(name: str, weights: GaussianWeights) -> None:
     require(prec.isfinite(), f"{name}.prec must be finite", prec)
 
 
-def _check_features(name: str, weights: GaussianWeights, features: Tensor, noise_std: float | Tensor) -> Tensor:
-    """Check one belief, named ``name``, with the features it is to explain; return the variance of the noise."""
+def _check_regression(
+    name: str, weights: GaussianWeights, features: Tensor, noise_std: float | Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Check one belief, named ``name``, with the data that it meets; return the variance of the noise."""
     _check_weights(name, weights)
     num_features = weights.loc.shape[-1]
     if features.ndim < 2 or features.shape[-2] == 0 or features.shape[-1] != num_features:
@@ -305,19 +306,22 @@ def _check_features(name: str, weights: GaussianWeights, features: Tensor, noise
     require(features.isfinite(), "features must be finite", features)
     noise_std = as_float(noise_std, features)
     require((noise_std > 0) & (noise_std < inf), "noise_std must be positive and finite", noise_std)
-    shapes = {f"{name}.loc": weights.loc.shape[:-1], f"{name}.prec": weights.prec.shape[:-2]}
-    check_broadcast(**shapes, features=features.shape[:-2], noise_std=noise_std.shape)
+    batches = {f"{name}.loc": weights.loc.shape[:-1], f"{name}.prec": weights.prec.shape[:-2]}
+    batches |= {"features": features.shape[:-2], "noise_std": noise_std.shape}
+    if targets is not None:
+        _check_targets(targets, features)
+        batches["targets"] = targets.shape[:-1]
+    check_broadcast(**batches)
     return noise_std.square()
 
 
-def _check_targets(features: Tensor, targets: Tensor) -> None:
+def _check_targets(targets: Tensor, features: Tensor) -> None:
     num_rows = features.shape[-2]
     if targets.shape[-1:] != (num_rows,):
         raise ValueError(f"targets must be [..., {num_rows}], one a row of features, got shape {tuple(targets.shape)}")
     if targets.dtype != features.dtype:
         raise ValueError(f"targets must have the dtype of features, {features.dtype}, got {targets.dtype}")
     require(targets.isfinite(), "targets must be finite", targets)
-    check_broadcast(features=features.shape[:-2], targets=targets.shape[:-1])
 
 
 def _check_determined(prior_prec: Tensor, features: Tensor) -> None:
@@ -341,6 +345,6 @@ def _check_determined(prior_prec: Tensor, features: Tensor) -> None:
         raise ValueError(f"{rule}, got rank {rank.item()} of {num_features}")
 
 
-def _check_inputs(name: str, x: Tensor) -> None:
+def _check_inputs(x: Tensor) -> None:
     if x.ndim == 0:
-        raise ValueError(f"{name} must be [..., n], got a single number")
+        raise ValueError("x must be [..., n], got a single number")

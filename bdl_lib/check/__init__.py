@@ -1,12 +1,13 @@
 """Numbers that the book stands on: compared with an exact answer, glued into the prose, or asked of the reader.
 
-``close`` holds a number of a chapter against its exact value. ``glue`` carries a number from a cell into the text, so that
-no figure in the prose is typed by hand. ``exercise_N_M`` looks at a reader's answer to exercise M of chapter N; those of
-one chapter stand in the file named after the chapter's module.
+``close`` holds a number of a chapter against its exact value. ``glue`` carries a number from a cell into the text, so
+that no figure in the prose is typed by hand. ``exercise_N_M`` looks at a reader's answer to exercise M of chapter N;
+those of one chapter stand in the file named after the chapter's module.
 """
 
 from bdl_lib.check.bayes import exercise_1_3, exercise_1_5
+from bdl_lib.check.networks import exercise_2_3, exercise_2_5
 from bdl_lib.check.numbers import close, glue
 from bdl_lib.check.verdict import Verdict
 
-__all__ = ["Verdict", "close", "exercise_1_3", "exercise_1_5", "glue"]
+__all__ = ["Verdict", "close", "exercise_1_3", "exercise_1_5", "exercise_2_3", "exercise_2_5", "glue"]

@@ -17,7 +17,7 @@ def close(name, value, expected, *, atol):
         name: what the number is, in a few words.
         value: the number or tensor that the chapter computed.
         expected: the exact one, broadcastable to ``value``.
-        atol: the largest absolute difference that is accepted; for a Monte Carlo estimate, a few of its standard errors.
+        atol: the largest absolute difference that is accepted; for a Monte Carlo estimate, a few standard errors.
 
     Raises:
         ValueError: if ``atol`` is not positive, or the two shapes do not match.

@@ -8,7 +8,7 @@ __all__ = ["Verdict", "compare"]
 
 
 class Verdict(NamedTuple):
-    """Whether an answer passed, and in words what it gave and what was expected. Shown, never raised: a notebook runs on."""
+    """Whether an answer passed, and what it gave and should have given. Shown, never raised: a notebook runs on."""
 
     passed: bool
     message: str
@@ -27,7 +27,7 @@ def compare(exercise, function, cases, *, atol=1e-6):
         atol: the largest accepted difference.
 
     Returns:
-        The verdict. A function that raises or returns nothing has not passed, and the message says with what it was called.
+        The verdict. A function that raises or returns nothing has not passed; the message says how it was called.
     """
     for arguments, expected in cases:
         call = f"{function.__name__}({', '.join(f'{name}={_plain(value)}' for name, value in arguments.items())})"

@@ -116,6 +116,9 @@ def bernoulli_likelihood(*, allow_empty_class: bool = False) -> Likelihood:
         A :class:`Likelihood` for networks with one output, the logit z. Its probabilities and its variance p(1 - p)
         reach 0 and 1 without harm; its log probability is finite wherever z is.
 
+    Raises:
+        ValueError: from ``check_targets``, if a target is neither 0 nor 1, or a class is empty.
+
     Book: sec-log-posterior
     """
 
@@ -155,7 +158,7 @@ def categorical_likelihood(num_classes: int, *, allow_empty_class: bool = False)
         A :class:`Likelihood` for networks with C outputs, the logits.
 
     Raises:
-        ValueError: if ``num_classes`` is below 2.
+        ValueError: if ``num_classes`` is below 2; from ``check_targets``, if a target is no label or a class is empty.
 
     Book: sec-log-posterior
     """

@@ -117,6 +117,12 @@ class LogPosterior(NamedTuple):
         value = self.log_prior(weights) + factor * log_likelihood.sum(-1)
         return value, factor * pullback(score) - weights / self.prior.std.square()
 
+    def grad(
+        self, weights: Float[Tensor, "samples dim"], rows: Int[Tensor, " m"] | None = None
+    ) -> Float[Tensor, "samples dim"]:
+        """The gradient alone, for the steps of a trajectory that need no value."""
+        return self.value_and_grad(weights, rows)[1]
+
     def _data(self, rows):
         if rows is None:
             return self.inputs, self.targets, 1.0
@@ -150,9 +156,9 @@ def log_posterior(
         ``log_prior``, ``log_likelihood`` and ``value_and_grad`` take the same arguments.
 
     Raises:
-        ValueError: if inputs or targets are empty, not finite or of unequal length, a label is out of range, a class is
-            empty, the prior is for another number of weights, or the network has not the outputs that the likelihood
-            needs.
+        ValueError: if inputs or targets are empty, not finite, of unequal length or of unequal precision, a label is
+            out of range, a class is empty, the prior is for another number of weights or in another precision, or the
+            network has not the outputs that the likelihood needs.
 
     Book: sec-log-posterior
     """
@@ -161,8 +167,11 @@ def log_posterior(
     if targets.shape != inputs.shape[:1]:
         raise ValueError(f"targets must have shape [{len(inputs)}], one a row of inputs, got {list(targets.shape)}")
     likelihood.check_targets(targets)
-    if prior.std.shape != (network.dim,):
-        raise ValueError(f"prior must be over {network.dim} weights, got {list(prior.std.shape)}")
+    if prior.std.shape != (network.dim,) or prior.std.dtype != inputs.dtype:
+        got = f"{list(prior.std.shape)}, {prior.std.dtype}"
+        raise ValueError(f"prior must be over {network.dim} weights, in the inputs' {inputs.dtype}, got {got}")
+    if likelihood.class_prob is None and targets.dtype != inputs.dtype:
+        raise ValueError(f"targets must have the inputs' dtype, {inputs.dtype}, got {targets.dtype}")
     with torch.no_grad():
         outputs = network.apply(prior.std[None], inputs[:1])
     if outputs.shape != (1, 1, likelihood.num_outputs):

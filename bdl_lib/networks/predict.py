@@ -181,8 +181,9 @@ def entropy_split(prob: Float[Tensor, "samples *n classes"]) -> EntropySplit:
         raise ValueError(f"prob must have at least one sample along its first axis, got shape {list(prob.shape)}")
     check_prob(prob)
     mean = prob.mean(0)
-    divergence = (torch.special.xlogy(prob, prob) - torch.special.xlogy(prob, mean)).sum(-1)
     expected = torch.special.entr(prob).sum(-1).mean(0)
+    not_zero = mean.clamp(min=torch.finfo(mean.dtype).tiny)  # of probabilities near 1e-320, the mean may be 0
+    divergence = (torch.special.xlogy(prob, prob) - torch.special.xlogy(prob, not_zero)).sum(-1)
     return EntropySplit(torch.special.entr(mean).sum(-1), expected, divergence.mean(0).clamp(min=0))
 
 

@@ -17,8 +17,6 @@ The environment variable ``BDL_EXPLORE`` overrules it with the name of a renderi
 chooses, the object holds the widget, the standalone HTML and the PNG. Only *live* makes widgets, so a notebook run by a
 program stores no widget state, and the pages made from it load nothing from elsewhere. Why the script is not part of
 the page's HTML: see ``bdl_lib.widgets.page``.
-
-Chapter: book/how-to.md
 """
 
 import os
@@ -91,9 +89,6 @@ def explore(
             ``control``), there are more than 60 frames or 600 kB of them, ``draw`` draws nothing, or two pictures for
             the same values, or the frames differ in size.
         RuntimeError: if ``draw`` raises; it names the frame and the values.
-
-    Source: written for this course.
-    Book: sec-explore
     """
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z][\w-]*", name)):
         raise ValueError(f"name must be an id (letters, digits, - and _, a letter first), got {name!r}")

@@ -1,7 +1,4 @@
-"""What a reader can move: finite lists of values, each with a label and a text to show.
-
-Chapter: book/how-to.md
-"""
+"""What a reader can move: finite lists of values, each with a label and a text to show."""
 
 import inspect
 import math
@@ -45,9 +42,6 @@ def control(
     Raises:
         ValueError: if there are no values, one is not finite, of another kind than the rest or there twice, two are
             written alike, or ``default`` is not among them.
-
-    Source: written for this course.
-    Book: sec-explore
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise ValueError(f"values must be a list of values, got {values!r}")

@@ -1,7 +1,4 @@
-"""Drawing an explorable figure: one clean picture a call, and all of them small enough for a page.
-
-Chapter: book/how-to.md
-"""
+"""Drawing an explorable figure: one clean picture a call, and all of them small enough for a page."""
 
 import base64
 import contextlib
@@ -108,7 +105,6 @@ def _fresh_figure(drawing):
     from matplotlib import pyplot as plt
 
     before = plt.get_fignums()
-    current = plt.gcf().number if before else None
     settings = drawing.rc | {"savefig.bbox": "standard", "svg.fonttype": "path", "svg.hashsalt": "bdl"}
     with mpl.rc_context(settings), plt.ioff():
         has_layout = settings["figure.constrained_layout.use"] or settings["figure.autolayout"]
@@ -118,8 +114,6 @@ def _fresh_figure(drawing):
         finally:
             for number in set(plt.get_fignums()) - set(before):
                 plt.close(number)
-            if current in plt.get_fignums():
-                plt.figure(current)
 
 
 def _check_drawn(figure, where):
@@ -146,7 +140,7 @@ def _pixels(figure):
 
 def _svg(figure):
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg")
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.S)
     return re.sub(r"\s*\n\s*", " ", re.sub(r">\s+<", "><", text)).strip()
 
@@ -160,7 +154,7 @@ def png(frame: Frame) -> bytes:
 
 def _webp(image, **settings):
     file = io.BytesIO()
-    image.save(file, "WEBP", method=4, **settings)
+    image.save(file, "WEBP", method=3, **settings)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -188,7 +182,7 @@ def _as_vector(frame):
 def data_uris(drawing: Drawing, first: Frame, *, progress: bool) -> list[str]:
     """All frames as data URIs, in the order of ``all_positions``, in the one format that is smallest for them.
 
-    Every frame is written in each format still in the race; one that is half as large again as the best so far
+    Every frame is written in each format still in the race; one that is a quarter larger than the best so far
     drops out, so the costly SVG is mostly drawn once.
 
     Args:
@@ -213,7 +207,7 @@ def data_uris(drawing: Drawing, first: Frame, *, progress: bool) -> list[str]:
         for encode, uris in written.items():
             uris[position] = encode(frame)
         sizes = {encode: sum(map(len, uris.values())) for encode, uris in written.items()}
-        written = {encode: uris for encode, uris in written.items() if sizes[encode] <= 1.5 * min(sizes.values())}
+        written = {encode: uris for encode, uris in written.items() if sizes[encode] <= 1.25 * min(sizes.values())}
     best = min(written.values(), key=lambda uris: sum(map(len, uris.values())))
     _check_size(drawing, sum(map(len, best.values())))
     _check_repeats(drawing, first)

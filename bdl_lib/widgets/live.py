@@ -1,7 +1,4 @@
-"""An explorable figure with a kernel behind it: ipywidgets, each frame drawn when it is asked for.
-
-Chapter: book/how-to.md
-"""
+"""An explorable figure with a kernel behind it: ipywidgets, each frame drawn when it is asked for."""
 
 import base64
 import html
@@ -41,7 +38,7 @@ def make(controls: dict[str, Control], picture: Callable[[tuple[int, ...]], tupl
                 box = f'width="{width}" height="{height}" style="{STYLE}"'
                 drawn[position] = f'<img {box} alt="{html.escape(alt)}" src="{source}">'
             view.value = drawn[position]
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # there is no cell to show it in
             view.value = f'<pre role="alert">{html.escape(str(error))}</pre>'
 
     for field in fields:

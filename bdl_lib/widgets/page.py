@@ -7,8 +7,6 @@ and without JavaScript, the default frame is an ordinary picture with its altern
 hidden. A page that nobody prepared (an exported notebook) gets both files inlined behind the markup instead: still
 one self-contained piece with no outside request, for the price of needing inline code. Both ways in one output would
 have logged a violation on every strict page, so the build says which one it wants.
-
-Chapter: book/how-to.md
 """
 
 import html
