@@ -25,9 +25,11 @@ SETTLE = """async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
     await document.fonts.ready;
 }"""
-UNFOLD = """() => {
-    for (const details of document.querySelectorAll("details")) details.open = true;
-    for (const button of document.querySelectorAll(".toggle-button-hidden")) button.click();
+# The theme takes 300 ms to find out that something scrolls now.
+UNFOLD = """async () => {
+    const folds = document.querySelectorAll("article details:not([open]), article .toggle-button-hidden");
+    for (const fold of folds) fold.localName === "details" ? (fold.open = true) : fold.click();
+    if (folds.length) await new Promise((resolve) => setTimeout(resolve, 500));
 }"""
 # Thousands of letters look alike to axe, and take it a minute: of coloured words in code one of a kind stays marked, of
 # a formula its text for screen readers. All else stays.
@@ -63,7 +65,6 @@ MATHS = r"""() => {
     return troubles;
 }"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-WIDE, NARROW = {"width": 1300, "height": 900}, {"width": 400, "height": 800}
 
 
 class Visit(NamedTuple):
@@ -74,7 +75,6 @@ class Visit(NamedTuple):
     violations: list[dict[str, Any]]  # of accessibility rules, as axe reports them
     formulas: list[str]  # that were not set properly
     maths: bool  # whether there are formulas at all
-    overflow: int  # pixels by which the page is wider than a narrow screen
 
 
 def find_browser() -> str | None:
@@ -141,18 +141,14 @@ def watch(page, allowed: str):
 
 
 def visit(page, address: str, name: str, axe: str) -> Visit:
-    """Open a page, unfold all that is folded, make the window narrow and wide again, and let axe (its source) look."""
-    page.set_viewport_size(WIDE)
+    """Open a page, unfold all that is folded, look at the formulas, and let axe (its source) look at the rest."""
     with watch(page, address) as (errors, requests):
         page.goto(address + name)
         page.evaluate(SETTLE)
         page.evaluate(UNFOLD)
         maths = page.evaluate("document.querySelector('article mjx-container') !== null")
         formulas = page.evaluate(MATHS)
-        page.set_viewport_size(NARROW)
-        overflow = page.evaluate(OVERFLOW)
-        page.set_viewport_size(WIDE)
         page.evaluate(THIN)
         page.evaluate(axe)
         violations = page.evaluate(AXE)
-    return Visit(errors, requests, violations, formulas, maths, overflow)
+    return Visit(errors, requests, violations, formulas, maths)

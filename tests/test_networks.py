@@ -427,13 +427,14 @@ def test_map_of_minibatches_comes_near():
 
 
 def test_divergence_is_reported_not_hidden():
-    log_prob = linear_problem()
-    fit = networks.fit_map(
-        log_prob, torch.stack([randn(3), torch.full((3,), 1e200, dtype=f64)]), num_steps=400, patience=50
-    )
+    starts = torch.stack([randn(3), torch.full((3,), 1e308, dtype=f64)])  # the second overflows: NaN from the beginning
+    fit = networks.fit_map(linear_problem(), starts, lr=0.2, num_steps=200, patience=20, min_improvement=1.0)
     assert not fit.is_converged
-    assert fit.log_prob.isfinite().tolist() == [True, False]
-    assert fit.best_weights.isfinite().all()
+    assert len(fit.history) == 200
+    assert fit.log_prob.isnan().tolist() == [False, True]
+    assert torch.equal(fit.best_weights, fit.weights[0])
+    alone = networks.fit_map(linear_problem(), starts[:1], lr=0.2, num_steps=200, patience=20, min_improvement=1.0)
+    assert alone.is_converged  # so it was the second that kept the first waiting
 
 
 class Killed(Exception):

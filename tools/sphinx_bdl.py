@@ -5,8 +5,8 @@
 - API pages: members stand under the file that they come from, in the order of the file; the closing lines of a
   docstring (`Source: …`, `Book: sec-x`, `Chapter: book/NN-topic.ipynb`) become fields with links; types stand beside
   the arguments; a record's field says what the comment beside it says.
-- Faults that a stock page of sphinx-book-theme 1.2 has are mended (`MENDS`, and `book/_static/bdl.css`), and what no
-  page loads is left out of the site.
+- Faults that a stock page of sphinx-book-theme 1.2 has are mended (`MENDS`; `bdl.css` and `bdl.js` in `book/_static`),
+  and what no page loads is left out of the site.
 """
 
 import hashlib
@@ -50,18 +50,26 @@ def key_the_cache(app, config):
         if stale != cache and stale.is_dir():
             shutil.rmtree(stale)
     config.nb_execution_cache_path = str(cache)
+    config.bdl_sphinx_hash = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 # --- API pages -------------------------------------------------------------------------------------------------------
 
 CLOSING_LINE = re.compile(r"(Source|Book|Chapter): (.+)")
 IDENTIFIER = re.compile(r"\b(doi|arXiv):(\S*\w)")
-STAR = re.compile(r"(?<=[\[ ])\*(?=\w+[\],])")
+STAR = re.compile(r"(?<=[\[ ])\*(?=\w+[\],])")  # in a shape, [*batch, n], it does not begin emphasis
+LONE_LETTER = re.compile(r"(?<=\w: )(?=[A-Za-z]\.$)")  # "x: f." does not begin a list at f
 RESOLVER = {"doi": "https://doi.org/", "arXiv": "https://arxiv.org/abs/"}
 
 
 class ModuleInReadingOrder(ModuleDocumenter):
     """A module's members in the order of its files; those of a folder under the docstring of their file."""
+
+    def filter_members(self, members, want_all):
+        """Constants have no docstring; those that `__all__` names belong on the page all the same."""
+        public = [each for each in members if each.__name__ in (self.__all__ or [])]
+        constants = [(each.__name__, each.object, True) for each in public if each.__name__.isupper()]
+        return super().filter_members(members, want_all) + constants
 
     def sort_members(self, documenters, order):
         overview = inspect.getdoc(self.object) or ""
@@ -101,21 +109,15 @@ class _FileHeading:
             self.documenter.add_line(line, f"docstring of {self.module_name}")
 
 
-def show_constants(app, what, name, obj, skip, options):
-    """Constants that a module's `__all__` names have no docstring, but belong on its page."""
-    return False if what == "module" and not callable(obj) and name.isupper() else None
-
-
 def mark_text_as_text(app, what, name, obj, options, lines):
-    """Keep napoleon from reading "Log odds: the same shape" as a type and a description: annotations hold the types.
-
-    The star of a shape such as [*batch, n] is no markup either.
-    """
-    pieces = [re.split(r"(``.*?``)", line) for line in lines]
-    lines[:] = ["".join(p if at % 2 else STAR.sub(r"\*", p) for at, p in enumerate(line)) for line in pieces]
+    """Escape what a reader takes for text and docutils or napoleon for more."""
+    for at, line in enumerate(lines):
+        pieces = re.split(r"(``.*?``)", line)  # every second one is code
+        pieces[::2] = [STAR.sub(r"\\*", piece) for piece in pieces[::2]]
+        lines[at] = LONE_LETTER.sub(r"\\", "".join(pieces))
     starts = [0] if what in ("attribute", "property") else []
     starts += [at + 1 for at, line in enumerate(lines[:-1]) if line == "Returns:"]
-    for at in starts:
+    for at in starts:  # "Log odds: the same shape" is no type with a description
         lines[at] = re.sub(r"(?=\S)", ": ", lines[at], count=1)
 
 
@@ -261,12 +263,12 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
 
 def forget_old_pages(app):
-    """Have every page written anew when this file changes; Sphinx asks that of a page's own sources only."""
-    app.config.bdl_mends_hash = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    for page in (Path(app.outdir) / "_modules").rglob("*.html"):
-        source = ROOT / page.relative_to(Path(app.outdir) / "_modules").with_suffix("")
-        is_gone = not (source.with_suffix(".py").exists() or (source / "__init__.py").exists())
-        if is_gone or page.stat().st_mtime < Path(__file__).stat().st_mtime:
+    """Drop pages of source code that viewcode would keep: older than this file, or of a module that is gone."""
+    folder = Path(app.outdir) / "_modules"
+    for page in folder.rglob("*.html"):
+        module = ROOT / page.relative_to(folder).with_suffix("")
+        is_there = module.with_suffix(".py").exists() or (module / "__init__.py").exists()
+        if not is_there or page.stat().st_mtime < Path(__file__).stat().st_mtime:
             page.unlink()
 
 
@@ -290,21 +292,21 @@ def tidy_the_site(app, exception):
 
 def setup(app):
     os.environ["BDL_EXPLORE"] = "page"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
     app.add_config_value("bdl_library_hash", "", "env")
+    app.add_config_value("bdl_sphinx_hash", "", "env")  # of this file
     app.connect("config-inited", key_the_cache, priority=100)
 
     app.add_autodocumenter(ModuleInReadingOrder, override=True)
-    app.connect("autodoc-skip-member", show_constants)
     app.connect("autodoc-process-docstring", mark_text_as_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", spell_out_docstring, priority=600)  # after napoleon
-
     app.connect("object-description-transform", set_types_beside_arguments, priority=400)  # before autodoc's own
 
-    app.add_config_value("bdl_mends_hash", "", "html")
     app.connect("builder-inited", forget_old_pages)
     app.config.template_bridge = f"{__name__}.MendedPages"
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", tidy_the_site, priority=900)
+    app.add_js_file("bdl.js", loading_method="defer")
 
     player = ROOT / "bdl_lib" / "player"
     app.connect("config-inited", lambda app, config: config.html_static_path.append(str(player)), priority=100)

@@ -32,7 +32,7 @@ class NormalGamma(NamedTuple):
     r"""Belief about a normal's mean μ and precision λ = 1/σ² together.
 
     .. math:: \lambda \sim \mathrm{Gamma}(\text{concentration}, \text{rate}), \qquad
-              \mu \mid \lambda \sim N\!\left(\text{loc}, \frac{1}{\text{prec\_scale} \cdot \lambda}\right)
+              \mu \mid \lambda \sim N\!\left(\text{loc}, \frac{1}{\mathrm{prec\_scale} \cdot \lambda}\right)
 
     Read ``prec_scale`` as the number of observations that the belief about μ is worth.
 

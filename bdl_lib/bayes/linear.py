@@ -61,7 +61,7 @@ def gaussian_prior(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> GaussianWeights:
-    r"""Independent weights around zero, :math:`w \sim N(0, \text{prior\_std}^2 I)`.
+    r"""Independent weights around zero, :math:`w \sim N(0, \mathrm{prior\_std}^2 I)`.
 
     Args:
         num_features: d ≥ 1.
