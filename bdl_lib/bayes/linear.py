@@ -1,6 +1,6 @@
 """Bayesian linear regression in features: exact posterior, predictive and evidence.
 
-The model is y = φ(x)·w + ε with ε ~ N(0, noise_std²). A belief about the weights w is a mean and a precision matrix:
+The model is y = φ(x)·θ + ε with ε ~ N(0, noise_std²). A belief about the weights θ is a mean and a precision matrix:
 data add to the precision, and a flat prior is precision zero. No matrix is inverted: its Cholesky factor is enough.
 
 Chapter: book/01-bayes.ipynb
@@ -61,7 +61,7 @@ def gaussian_prior(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> GaussianWeights:
-    r"""Independent weights around zero, :math:`w \sim N(0, \mathrm{prior\_std}^2 I)`.
+    r"""Independent weights around zero, :math:`\theta \sim N(0, \mathrm{prior\_std}^2 I)`.
 
     Args:
         num_features: d ≥ 1.
@@ -96,8 +96,8 @@ def linear_posterior(
 ) -> GaussianWeights:
     r"""Belief about the weights after seeing n targets.
 
-    .. math:: S_N^{-1} = S_0^{-1} + \frac{\Phi^\top \Phi}{\sigma^2}, \qquad
-              m_N = m_0 + S_N \frac{\Phi^\top (y - \Phi m_0)}{\sigma^2}
+    .. math:: S_n^{-1} = S_0^{-1} + \frac{\Phi^\top \Phi}{\sigma^2}, \qquad
+              m_n = m_0 + S_n \frac{\Phi^\top (y - \Phi m_0)}{\sigma^2}
 
     Args:
         prior: belief before, N(m₀, S₀), held as its precision S₀⁻¹; zero precision is a flat prior.
@@ -106,7 +106,7 @@ def linear_posterior(
         noise_std: σ > 0, standard deviation of the noise on one target, in data units.
 
     Returns:
-        Belief after, N(m_N, S_N). Give it as the next prior to go on learning: in pieces or at once is the same.
+        Belief after, N(m_n, S_n). Give it as the next prior to go on learning: in pieces or at once is the same.
 
     Raises:
         ValueError: if the shapes do not match, if there is no observation, if an entry is not finite, if ``noise_std``
@@ -128,7 +128,7 @@ def linear_predictive(
 ) -> LinearPredictive:
     r"""Belief about the targets at new inputs.
 
-    .. math:: y \mid \phi \sim N\big(\phi^\top m_N,\; \underbrace{\phi^\top S_N \phi}_{\text{parameters}}
+    .. math:: y \mid \phi \sim N\big(\phi^\top m_n,\; \underbrace{\phi^\top S_n \phi}_{\text{parameters}}
               + \underbrace{\sigma^2}_{\text{noise}}\big)
 
     Args:
@@ -163,9 +163,9 @@ def linear_log_evidence(
 ) -> Float[Tensor, "*#batch"]:
     r"""Log density of the targets with the weights averaged out: how well these features explain them.
 
-    .. math:: \log p(y) = \tfrac12 \log \frac{|S_0^{-1}|}{|S_N^{-1}|} - \tfrac n2 \log 2 \pi \sigma^2
-              - \tfrac12 \Big( \tfrac{1}{\sigma^2} \lVert y - \Phi m_N \rVert^2
-              + (m_N - m_0)^\top S_0^{-1} (m_N - m_0) \Big)
+    .. math:: \log p(y) = \tfrac12 \log \frac{|S_0^{-1}|}{|S_n^{-1}|} - \tfrac n2 \log 2 \pi \sigma^2
+              - \tfrac12 \Big( \tfrac{1}{\sigma^2} \lVert y - \Phi m_n \rVert^2
+              + (m_n - m_0)^\top S_0^{-1} (m_n - m_0) \Big)
 
     Args:
         prior: belief about the weights before, with a positive definite precision.
@@ -194,7 +194,7 @@ def linear_log_evidence(
 def sample_weights(
     weights: GaussianWeights, num_samples: int, *, generator: torch.Generator
 ) -> Float[Tensor, "num_samples *batch d"]:
-    r"""Draw weights, :math:`w = m + L^{-\top} \varepsilon` with :math:`L L^\top` the precision and ε ~ N(0, I).
+    r"""Draw weights, :math:`\theta = m + L^{-\top} \varepsilon` with :math:`L L^\top` the precision and ε ~ N(0, I).
 
     Args:
         weights: belief to draw from.
