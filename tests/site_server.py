@@ -64,7 +64,14 @@ MATHS = r"""() => {
     }
     return troubles;
 }"""
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# What a narrow window shows only when the whole page is moved, or, beyond its left edge, never.
+OUT_OF_SIGHT = """() => {
+    const {scrollWidth, clientWidth} = document.documentElement;
+    const parts = [...document.querySelectorAll("article :is(mjx-container, img, table, pre)")];
+    const cut = parts.filter((part) => part.getClientRects().length && part.getBoundingClientRect().left < 0);
+    const wide = scrollWidth > clientWidth ? [`${scrollWidth} pixels of page in ${clientWidth} of window`] : [];
+    return [...wide, ...cut.map((part) => part.outerHTML.slice(0, 200))];
+}"""
 
 
 class Visit(NamedTuple):

@@ -229,7 +229,7 @@ def test_page_does_not_scroll_sideways(open_page, address, page):
     tab.goto(address + page)
     tab.evaluate(site_server.SETTLE)
     tab.evaluate(site_server.UNFOLD)
-    assert tab.evaluate(site_server.OVERFLOW) <= 0
+    assert not tab.evaluate(site_server.OUT_OF_SIGHT)
 
 
 @every_page

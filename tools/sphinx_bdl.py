@@ -210,6 +210,8 @@ MENDS = [  # (what the theme writes, what the page gets); tests/test_site.py fin
     (r'localStorage\.getItem\("theme"\) \|\| "auto"', f'localStorage.getItem("theme") || ({DARK} ? "dark" : "light")'),
     # The icons, once more, as 1.4 MB of script in front of every page: the web fonts have them too.
     (r"<!-- So that users can add custom icons -->\s*<script [^>]*fontawesome\.js[^>]*></script>", ""),
+    # Settings of sphinx-thebe, which is not used (see drop_thebe).
+    (r'<script type="text/x-thebe-config">.*?</script>\s*<script>kernelName = .*?</script>', ""),
     # A second h1, above the article, for print only; a title and a table of contents are on the paper without it.
     (r'<div id="jb-print-docs-body".*?(?=<div id="searchbox">)', ""),
     # Accessible names that leave out the visible text, or that are missing.
