@@ -16,8 +16,7 @@ German shepherd         m 60–65, f 55–60   m 30–40, f 22–32    FCI-Stand
 chihuahua               15–23              1.5–3               weight: FCI-Standard No. 218, ideal weight. It names no
                                                                height; 15–23 cm (6–9 in) is what descriptions give.
 Great Dane              m 76.2–81.3,       m 63.5–79.4,        American Kennel Club: 30–32 in and 140–175 lb, 28–30 in
-                        f 71.1–76.2        f 49.9–63.5         and 110–140 lb. (FCI-Standard No. 235 asks for more
-                                                               height.)
+                        f 71.1–76.2        f 49.9–63.5         and 110–140 lb
 cat                     23–25              4–5                 Wikipedia, "Cat", section "Size"
 horse                   142–163            380–550             Wikipedia, "Horse", section "Size and measurement", light
                                                                riding horses
