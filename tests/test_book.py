@@ -36,7 +36,7 @@ FACTS = ["By the end you can", "Needs", "Library file", "Runs in"]
 CLOSING = ["Where it breaks", "Summary", "Exercises", "Further reading"]
 MAX_LINES, MAX_MEDIAN_LINES, MIN_ALT = 15, 5, 40
 BANNED = r"\b(?:clearly|obviously|simply|it can be shown)\b|(?:^|[.?] )Note that\b"
-OUTSIDE_PATH = r"""(?:^|[\s"'`(=])(?:/(?:home|work|tmp|root|usr|opt|mnt|content|Users)/|~/|[A-Za-z]:\\)"""
+OUTSIDE_PATH = r"""(?:^|[\s"'`(=])(?:/(?:home|tmp|srv|root|usr|opt|mnt|content|Users)/|~/|[A-Za-z]:\\)"""
 NETWORK = r"https?://|\b(?:urlopen|urlretrieve|requests|socket|wget|curl|fetch_\w+|\w*download\w*)\b"
 CODE_DIRECTIVES = {"math", "code", "code-block", "code-cell", "eval-rst", "mermaid"}
 
@@ -751,7 +751,7 @@ FAULTS = [  # (the rule that must notice, what to replace, by what)
     (exercise_checks, "return 2 * x\n\n\ncheck.exercise_1_5(double)", "return 2 * x"),
     (paths_and_network, "0.1 + 0.2", 'open("/home/me/coin.csv")'),
     (paths_and_network, "heads 0.5\n", "heads 0.5\n/tmp/coin.csv\n"),
-    (paths_and_network, "A book.", "A book in `/work/book`."),
+    (paths_and_network, "A book.", "A book in `/srv/book`."),
     (paths_and_network, "0.1 + 0.2", "urlopen(book)"),
     (paths_and_network, "0.1 + 0.2", 'load("https://example.org")'),
     (paths_and_network, "0.1 + 0.2", "fetch_openml(1)"),
