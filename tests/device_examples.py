@@ -20,7 +20,8 @@ import functools
 import torch
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes, networks
+from bdl_lib import bayes, mcmc, networks
+from bdl_lib.mcmc.hmc import hmc
 
 
 class TensorMaker:
@@ -201,6 +202,126 @@ NETWORKS = {
     ),
 }
 
+# ---- evidence
+
+EVIDENCE = {}
+
+# ---- mcmc: kernels and how they run
+
+MCMC_KERNELS = {}
+
+# ---- mcmc: judging, transforms, big data, separated modes
+
+
+def _skewed(position):
+    """Independent log-gammas: a smooth density with curved everything."""
+    return (2 * position - position.exp()).sum(-1)
+
+
+def _chains(t):
+    """Eight starting points."""
+    return 0.3 * torch.randn(8, 2, generator=t.generator, **t.like)
+
+
+def _seen(draws):
+    """The tensors of a run that belong on the device."""
+    return draws.position, draws.info, draws.state, draws.settings
+
+
+def _two_steps(t, kernel):
+    return mcmc.collect(kernel, kernel.init(_chains(t)), num_samples=2, generator=t.generator).position
+
+
+def _run(t, sample, log_prob=_skewed, start=None, **settings):
+    start = _chains(t) if start is None else start
+    return _seen(sample(log_prob, start, num_samples=2, generator=t.generator, **settings))
+
+
+def _local(log_prob):
+    return hmc(log_prob, step_size=0.3, num_leapfrog_steps=2)
+
+
+def _bijection():
+    constraints = torch.distributions.constraints
+    kinds = [
+        (constraints.positive, 1),
+        (constraints.interval(-1.0, 2.0), 1),
+        (constraints.simplex, 3),
+        (mcmc.ORDERED, 2),
+    ]
+    return mcmc.constrain({str(i): kind for i, kind in enumerate(kinds)})
+
+
+def _through_bijection(t):
+    bijection, free = _bijection(), t([[0.1, -0.5, 1.0, 0.3, -1.0, 0.2]])
+    constrained = bijection.forward(free)
+    return constrained, bijection.inverse(constrained), bijection.log_abs_det(free)
+
+
+def _calibration(t):
+    def simulate(parameters, generator):
+        return parameters + torch.randn(parameters.shape, generator=generator, **t.like)
+
+    def sample(data, generator):
+        return data[:, None] / 2 + torch.randn(len(data), 9, 2, generator=generator, **t.like)
+
+    found = mcmc.calibrate(_chains(t), simulate, sample, generator=t.generator, num_bins=3)
+    return found, found.p_value
+
+
+MCMC_JUDGING = {
+    "mcmc.constrain": _through_bijection,
+    "mcmc.unconstrained_log_prob": lambda t: mcmc.unconstrained_log_prob(lambda x: x.sum(-1), _bijection())(
+        t([[0.1, -0.5, 1.0, 0.3, -1.0, 0.2]])
+    ),
+    "mcmc.diagnose": lambda t: mcmc.diagnose(
+        mcmc.Draws(t([[[0.1], [0.5], [0.2], [0.9]]] * 2), {"energy": t([[1.0, 2.0, 0.5, 0.7]] * 2)}, None, {}, None)
+    ),
+    "mcmc.nested_rhat": lambda t: (
+        mcmc.nested_rhat(t([[[0.1], [0.5]], [[0.2], [0.7]], [[1.0], [0.1]], [[0.0], [0.3]]]), num_superchains=2),
+        mcmc.nested_rhat(t([[[0.1]], [[0.2]], [[1.0]], [[0.0]]]), num_superchains=2),
+    ),
+    "mcmc.bfmi": lambda t: mcmc.bfmi(t([[1.0, 2.0, 0.5], [0.1, 0.3, 0.2]])),
+    "mcmc.calibrate": _calibration,
+    "mcmc.largest_eigenvalue": lambda t: mcmc.largest_eigenvalue(t([[[1.0, 2.0], [0.5, 0.1], [0.3, 0.3]]])),
+    "mcmc.generalized_hmc": lambda t: (
+        _two_steps(t, mcmc.generalized_hmc(_skewed, step_size=0.3, damping=1.0)),
+        _two_steps(
+            t, mcmc.generalized_hmc(_skewed, step_size=0.3, damping=1.0, inverse_mass_matrix=t([1.0, 2.0]), num_steps=2)
+        ),
+    ),
+    "mcmc.sample_meads": lambda t: _run(t, mcmc.sample_meads, num_warmup=4, num_steps=2),
+    "mcmc.microcanonical": lambda t: [
+        _two_steps(
+            t,
+            mcmc.microcanonical(_skewed, step_size=0.5, trajectory_length=1.0, inverse_mass_matrix=inverse_mass_matrix),
+        )
+        for inverse_mass_matrix in (None, t([1.0, 2.0]), t([[1.0, 0.5], [0.5, 2.0]]))
+    ],
+    "mcmc.microcanonical_leapfrog": lambda t: mcmc.microcanonical_leapfrog(
+        _skewed, t([[0.1, 0.3]]), t([[0.6, 0.8]]), step_size=0.5, num_leapfrog_steps=2
+    ),
+    "mcmc.sample_microcanonical": lambda t: (
+        _run(t, mcmc.sample_microcanonical, num_warmup=10),
+        _run(t, mcmc.sample_microcanonical, num_warmup=20, mass_matrix="dense"),
+    ),
+    "mcmc.parallel_tempering": lambda t: _two_steps(
+        t, mcmc.parallel_tempering(_skewed, inverse_temperatures=t([1.0, 0.5, 0.2]), local=_local)
+    ),
+    "mcmc.sample_parallel_tempering": lambda t: _run(
+        t, mcmc.sample_parallel_tempering, num_warmup=40, local=_local, min_inverse_temperature=0.5, num_temperatures=3
+    ),
+    "mcmc.adapt_ladder": lambda t: mcmc.adapt_ladder(t([1.0, 0.5, 0.2]), t([0.9, 0.4])),
+    "mcmc.sgld": lambda t: _two_steps(t, mcmc.sgld(_skewed, step_size=0.1)),
+    "mcmc.sghmc": lambda t: _two_steps(t, mcmc.sghmc(_skewed, step_size=0.1, friction=0.2, num_steps=2)),
+    "mcmc.sample_sgld": lambda t: _run(
+        t, mcmc.sample_sgld, _log_posterior(t), _start(t), num_warmup=1, step_size=1e-3, batch_size=2
+    ),
+    "mcmc.sample_sghmc": lambda t: _run(
+        t, mcmc.sample_sghmc, _log_posterior(t), _start(t), num_warmup=1, step_size=1e-3, friction=0.1, batch_size=2
+    ),
+}
+
 # ---- all of them
 
-EXAMPLES = {**BAYES, **NETWORKS}
+EXAMPLES = {**BAYES, **NETWORKS, **EVIDENCE, **MCMC_KERNELS, **MCMC_JUDGING}

@@ -1,6 +1,6 @@
 """Bayes' theorem: for a list of hypotheses, in closed form, on a grid, and for regression in features.
 
-One file an idea: ``discrete``, ``conjugate``, ``grid``, ``linear``. Everything is importable from here.
+One file an idea: ``discrete``, ``conjugate``, ``grid``, ``linear``, ``logistic``. Everything is importable from here.
 
 Chapter: book/01-bayes.ipynb
 """
@@ -35,6 +35,7 @@ from .linear import (
     radial_features,
     sample_weights,
 )
+from .logistic import LogisticPosterior, WeightPrior, logistic_posterior
 
 __all__ = [
     "Conjugate",
@@ -43,7 +44,9 @@ __all__ = [
     "GridPosterior",
     "LinearPredictive",
     "LogDiscretePosterior",
+    "LogisticPosterior",
     "NormalGamma",
+    "WeightPrior",
     "beta_bernoulli",
     "gamma_poisson",
     "gaussian_prior",
@@ -54,6 +57,7 @@ __all__ = [
     "linear_posterior",
     "linear_predictive",
     "log_odds",
+    "logistic_posterior",
     "midpoints",
     "normal_gamma_mean",
     "normal_known_std",
