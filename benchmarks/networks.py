@@ -20,9 +20,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from shared.report import write_section
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,7 +30,6 @@ from bdl_lib import networks
 
 SIZES = [2, 50, 50, 3]
 ACTIVATIONS = {"ReLU": (torch.relu, nn.ReLU), "tanh": (torch.tanh, nn.Tanh)}
-RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def median_ratios(contestants: dict[str, Callable], num_rounds: int) -> dict[str, float]:
@@ -130,14 +129,6 @@ def report(num_samples: int, num_rounds: int, num_threads: int) -> str:
         ratios = [gradient_ratio(name, 100, samples, 5 * num_rounds) for samples in (16, 256)]
         lines.append(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
     return "\n".join(lines)
-
-
-def write_section(title: str, text: str, path: Path = RESULTS) -> None:
-    """Put the text under a heading of its own in the results, in place of what stood there."""
-    before = path.read_text() if path.exists() else "# Benchmark results\n\nWritten by the scripts beside this file.\n"
-    sections = before.split("\n## ")
-    kept = [section.rstrip() for section in sections if not section.startswith(f"{title}\n")]
-    path.write_text("\n\n## ".join([*kept, f"{title}\n\n{text}"]) + "\n")
 
 
 def main() -> None:
