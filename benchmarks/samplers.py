@@ -114,8 +114,13 @@ class Worker:
         self.begin = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shared.worker", library],
-            cwd=HERE, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            cwd=HERE,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     def ask(self, job: dict, limit_seconds: float) -> dict:
         """The result of one job; the process is ended if it takes too long."""
@@ -209,8 +214,8 @@ def tune(contest: Contest, library: str, sampler: str) -> dict:
             setting = Setting(num_chains, 100 * 2**rung, 100 * 2**rung)
             runs = [contest.warm(library, sampler, setting, seed) for seed in TUNING_SEEDS]
             print(f"  {library} {sampler} {tuple(setting)}", *[v or r["error"][-300:] for r, v in runs], flush=True)
-            if any(verdict is None for _, verdict in runs):
-                break
+            if any(verdict is None for _, verdict in runs):  # too slow, or not there: more chains will not help
+                return best_of(found)
             seconds = statistics.mean(result["warmup_seconds"] + result["sampling_seconds"] for result, _ in runs)
             if all(verdict.is_converged for _, verdict in runs):
                 found.append({"setting": setting, "ess_rate": statistics.mean(map(ess_rate, runs)), "seconds": seconds})
@@ -218,7 +223,11 @@ def tune(contest: Contest, library: str, sampler: str) -> dict:
                 break
             if 2 * seconds > contest.limit_seconds:
                 break
-    contest.close()
+    return best_of(found)
+
+
+def best_of(found: list[dict]) -> dict:
+    """The setting with the most ESS a second, and the one that is done first."""
     if not found:
         return {}
     warm, cold = max(found, key=lambda f: f["ess_rate"]), min(found, key=lambda f: f["seconds"])
@@ -371,6 +380,7 @@ def run_tuning(contests: dict[str, Contest], only: list[str], num_threads: int) 
         for library in only:
             for sampler in CONTESTANTS[library]:
                 found = tune(contest, library, sampler)
+                contest.close()
                 settings = read_settings()
                 place = settings.setdefault(str(num_threads), {}).setdefault(name, {}).setdefault(library, {})
                 place[sampler] = found
@@ -396,10 +406,11 @@ def main() -> None:
                     raise RuntimeError(f"{library} has another density for {contest.name}: off by {difference:.1e}")
         if arguments.tune:
             return run_tuning(contests, arguments.only, arguments.threads)
-        tuned = {} if arguments.quick else read_settings().get(str(arguments.threads), {})
-        missing = [] if arguments.quick else [n for n in contests if set(arguments.only) - set(tuned.get(n, {}))]
-        if missing:
-            raise SystemExit(f"no settings yet for {missing}: run with --tune --threads {arguments.threads} first")
+        tuned = read_settings().get(str(arguments.threads), {})
+        if not arguments.quick:
+            missing = {n: c for n, c in contests.items() if set(arguments.only) - set(tuned.get(n, {}))}
+            run_tuning(missing, arguments.only, arguments.threads)
+            tuned = read_settings().get(str(arguments.threads), {})
         settings = {
             name: quick_settings(arguments.only)
             if arguments.quick

@@ -16,6 +16,7 @@ row without a function, fail.
 """
 
 import functools
+import tempfile
 
 import torch
 from torch.distributions import Beta, Gamma, Normal
@@ -90,6 +91,12 @@ BAYES = {
     "bayes.linear_predictive": lambda t: bayes.linear_predictive(_weights(t), _regression(t)[0], noise_std=0.5),
     "bayes.linear_log_evidence": lambda t: bayes.linear_log_evidence(_weights(t), *_regression(t), noise_std=0.5),
     "bayes.sample_weights": lambda t: bayes.sample_weights(_weights(t), 4, generator=t.generator),
+    "bayes.logistic_posterior": lambda t: [
+        (log_prob(w), log_prob(w, t([1, 0])), *log_prob.value_and_grad(w), log_prob.grad(w, t([2])), log_prob.prior)
+        for w in [t([[0.5, -0.5], [1.0, 0.0]])]
+        for std in (2.0, t([1.0, 2.0]))
+        for log_prob in [bayes.logistic_posterior(_regression(t)[0], t([0, 1, 1]), prior_std=std)]
+    ],
     "bayes.polynomial_features": lambda t: bayes.polynomial_features(t([[0.0, 0.5], [1.0, 2.0]]), 3),
     "bayes.radial_features": lambda t: bayes.radial_features(t([0.0, 0.5]), t([0.0, 1.0, 2.0]), width=0.5),
 }
@@ -208,7 +215,97 @@ EVIDENCE = {}
 
 # ---- mcmc: kernels and how they run
 
-MCMC_KERNELS = {}
+
+def _log_density(position):
+    """Log-gammas, as a function of the position alone: autograd finds the gradient."""
+    return (2 * position - position.exp()).sum(-1)
+
+
+def _gradients(t, log_prob, position):
+    density = mcmc.differentiable(log_prob)
+    return density.log_prob(position), density.value_and_grad(position), density.grad(position)
+
+
+def _metric_parts(t, inverse_mass_matrix):
+    metric, x = mcmc.gaussian_momentum(inverse_mass_matrix), t([[0.5, 1.0]])
+    return metric.draw(x, t.generator), metric.drift_(x.clone(), x, 0.1), metric.velocity(x), metric.whiten(x)
+
+
+def _kernel_parts(t, kernel):
+    state = kernel.init(t([[0.1, -0.2], [0.4, 0.3], [-1.0, 0.5]]))
+    return state, kernel.step(state, t.generator)
+
+
+def _sampled(t, name, **settings):
+    """A short run of an entry point, taken up again by its kernel."""
+    start, run = torch.randn(6, 3, generator=t.generator, **t.like), {"num_samples": 3, "generator": t.generator}
+    draws = getattr(mcmc, f"sample_{name}")(_log_density, start, num_warmup=12, **run, **settings)
+    more = mcmc.resume(getattr(mcmc, name)(_log_density, **draws.settings), draws, **run)
+    return draws.position, draws.info, draws.settings, more.position, more.info
+
+
+def _stored(t):
+    """To a file and back. A file is on the host, so that storing tensors copies them: here are none on the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        mcmc.save_draws(mcmc.Draws(None, {}, None, {"step_size": 0.1}, torch.zeros(2).byte()), f"{folder}/draws.pt")
+        return t(mcmc.load_draws(f"{folder}/draws.pt").settings["step_size"])
+
+
+def _matrix(t):
+    return t([[1.0, 0.3], [0.3, 0.5]])
+
+
+MCMC_KERNELS = {
+    "mcmc.differentiable": lambda t: (
+        _gradients(t, _log_density, t([[0.5, 1.0]])),
+        _gradients(t, _log_posterior(t), _start(t)),
+    ),
+    "mcmc.gaussian_momentum": lambda t: [_metric_parts(t, matrix) for matrix in (None, t([0.5, 2.0]), _matrix(t))],
+    "mcmc.leapfrog": lambda t: [
+        mcmc.leapfrog(
+            _log_density,
+            t([[0.5, 1.0]]),
+            t([[1.0, -1.0]]),
+            step_size=0.1,
+            num_leapfrog_steps=3,
+            inverse_mass_matrix=matrix,
+        )
+        for matrix in (None, t([0.5, 2.0]), _matrix(t))
+    ],
+    "mcmc.metropolis": lambda t: (
+        _kernel_parts(t, mcmc.metropolis(_log_density, proposal_std=t([0.5, 1.0]))),
+        _kernel_parts(t, mcmc.metropolis(_log_density, proposal_std=0.5)),
+    ),
+    "mcmc.mala": lambda t: _kernel_parts(t, mcmc.mala(_log_density, step_size=0.5)),
+    "mcmc.hmc": lambda t: _kernel_parts(
+        t, mcmc.hmc(_log_density, step_size=0.5, num_leapfrog_steps=2, inverse_mass_matrix=t([0.5, 2.0]))
+    ),
+    "mcmc.nuts": lambda t: _kernel_parts(t, mcmc.nuts(_log_density, step_size=0.3, inverse_mass_matrix=_matrix(t))),
+    "mcmc.chees": lambda t: _kernel_parts(
+        t, mcmc.chees(_log_density, step_size=0.5, trajectory_length=1.5, inverse_mass_matrix=_matrix(t))
+    ),
+    "mcmc.sample_metropolis": lambda t: _sampled(t, "metropolis"),
+    "mcmc.sample_mala": lambda t: _sampled(t, "mala", mass_matrix="dense"),
+    "mcmc.sample_hmc": lambda t: _sampled(t, "hmc", num_leapfrog_steps=2),
+    "mcmc.sample_nuts": lambda t: _sampled(t, "nuts", max_tree_depth=3),
+    "mcmc.sample_chees": lambda t: _sampled(t, "chees", mass_matrix="dense"),
+    "mcmc.collect": lambda t: mcmc.collect(
+        mcmc.metropolis(_log_density, proposal_std=1.0),
+        mcmc.MetropolisState(t([[0.5, 1.0]]), t([0.0])),
+        num_samples=2,
+        generator=t.generator,
+    )[:3],
+    "mcmc.resume": lambda t: _sampled(t, "mala"),
+    "mcmc.save_draws": _stored,
+    "mcmc.load_draws": _stored,
+    "mcmc.dual_averaging_start": lambda t: t(mcmc.dual_averaging_start(0.5)[:4]),
+    "mcmc.dual_averaging_step": lambda t: t(mcmc.dual_averaging_step(mcmc.dual_averaging_start(0.5), 0.9, 0.8)[:4]),
+    "mcmc.halton": lambda t: t(mcmc.halton(3)),
+    "mcmc.pooled_inverse_mass_matrix": lambda t: [
+        mcmc.pooled_inverse_mass_matrix(torch.randn(20, 3, 2, generator=t.generator, **t.like), mass_matrix=kind)
+        for kind in ("auto", "diagonal", "dense")
+    ],
+}
 
 # ---- mcmc: judging, transforms, big data, separated modes
 

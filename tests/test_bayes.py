@@ -848,7 +848,19 @@ LINEAR = [
     (lambda: bayes.radial_features(y, axis[:0], width=1.0), "centres must be [k >= 1], got shape (0,)"),
 ]
 
-BAD_INPUT = DISCRETE + CONJUGATE + GRID + LINEAR
+LOGISTIC = [
+    (lambda: bayes.logistic_posterior(ones[0], y, prior_std=1.0), "features must be [n >= 1, d >= 1], got shape (2,)"),
+    (lambda: bayes.logistic_posterior(ones[:0], y[:0], prior_std=1.0), "features must be [n >= 1, d >= 1], got shape"),
+    (lambda: bayes.logistic_posterior(ones, y[:2] * 0, prior_std=1.0), "targets must be [3], one a row of features"),
+    (lambda: bayes.logistic_posterior(ones * nan, 0 * y, prior_std=1.0), "features must be finite, got nan"),
+    (lambda: bayes.logistic_posterior(ones, 0 * y - 1, prior_std=1.0), "targets must be 0 or 1, got -1.0"),
+    (lambda: bayes.logistic_posterior(ones, 0 * y + nan, prior_std=1.0), "targets must be 0 or 1, got nan"),
+    (lambda: bayes.logistic_posterior(ones, 0 * y, prior_std=0.0), "prior_std must be positive and finite, got 0.0"),
+    (lambda: bayes.logistic_posterior(ones, 0 * y, prior_std=nan), "prior_std must be positive and finite, got nan"),
+    (lambda: bayes.logistic_posterior(ones, 0 * y, prior_std=half[[0, 0, 0]]), "prior_std must be one number or [2]"),
+]
+
+BAD_INPUT = DISCRETE + CONJUGATE + GRID + LINEAR + LOGISTIC
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_INPUT, ids=[message for _, message in BAD_INPUT])
@@ -860,3 +872,67 @@ def test_bad_input_is_refused_by_name(call, message):
 def test_a_density_that_is_not_a_number_is_counted():
     with pytest.raises(ValueError, match=r"is NaN or \+inf at 2 of 11 points$"):
         bayes.grid_posterior(lambda theta: (theta[:, 0] - 0.15).log(), axis)
+
+
+# ---- Logistic regression
+
+
+def logistic(prior_std=1.5, num_rows=12):
+    """A log posterior with the data it is made of, and a few weights to look at."""
+    rng = np.random.default_rng(3)
+    features, labels = tensor(rng.normal(size=(num_rows, 3))), torch.tensor(rng.integers(0, 2, num_rows))
+    return (
+        bayes.logistic_posterior(features, labels, prior_std=prior_std),
+        features,
+        labels,
+        tensor(rng.normal(size=(5, 3))),
+    )
+
+
+@pytest.mark.parametrize("prior_std", [1.5, [0.5, 1.0, 2.0]])
+def test_logistic_posterior_is_scipys_prior_plus_bernoulli(prior_std):
+    log_prob, features, labels, weights = logistic(tensor(prior_std) if isinstance(prior_std, list) else prior_std)
+    prior = stats.norm.logpdf(weights.numpy(), 0, prior_std).sum(1)
+    prob = special.expit(weights.numpy() @ features.numpy().T)
+    likelihood = stats.bernoulli.logpmf(labels.numpy(), prob).sum(1)
+    close(log_prob.log_prior(weights), prior)
+    close(log_prob.log_likelihood(weights), likelihood)
+    close(log_prob(weights), prior + likelihood)
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([4, 0, 7])], ids=["all rows", "minibatch"])
+def test_gradient_of_logistic_posterior_is_autograds(rows):
+    log_prob, _, _, weights = logistic()
+    before, leaf = weights.clone(), weights.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_prob(leaf, rows).sum(), leaf)
+    value, grad = log_prob.value_and_grad(leaf, rows)
+    assert not grad.requires_grad
+    close(value, log_prob(weights, rows))
+    close(grad, expected)
+    close(log_prob.grad(weights, rows), expected)
+    close(weights, before, rtol=0, atol=0)
+
+
+def test_logistic_minibatches_average_to_the_full_sum():
+    log_prob, _, _, weights = logistic(num_rows=6)
+    batches = [torch.tensor([i, j]) for i in range(6) for j in range(i)]
+    close(
+        sum(log_prob.log_likelihood(weights, rows) for rows in batches) / len(batches), log_prob.log_likelihood(weights)
+    )
+
+
+def test_logistic_posterior_is_finite_at_extreme_weights():
+    log_prob, _, _, weights = logistic()
+    value, grad = log_prob.value_and_grad(1e4 * weights)
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+    assert (
+        not bayes.logistic_posterior(-torch.ones(2, 1), torch.ones(2), prior_std=1.0)(torch.zeros(1, 1)).isnan().any()
+    )
+
+
+def test_logistic_prior_draws_have_its_scale():
+    prior = logistic(tensor([0.5, 1.0, 2.0]))[0].prior
+    draws = prior.sample(40_000, generator=torch.Generator().manual_seed(0))
+    close(draws.std(0) / prior.std, 1.0, rtol=0, atol=5 / 80_000**0.5)
+    assert torch.equal(draws, prior.sample(40_000, generator=torch.Generator().manual_seed(0)))

@@ -307,12 +307,13 @@ def test_infos_say_what_happened():
             close(after.grad, 2 - after.position.exp())
 
 
-def test_nuts_goes_half_way_round_a_circle():
+def test_nuts_stops_before_it_comes_round():
     kernel = mcmc.nuts(lambda x: -0.5 * x.square().sum(1), step_size=0.1)
     state = kernel.init(randn(500, 10))
     _, info = kernel.step(state, seeded())
-    # a Gaussian's trajectories are circles of period 2π: about 31 steps to a half turn, doubled until past it
-    assert info.num_leapfrog_steps.median() == 31
+    # a Gaussian's trajectories are ellipses, gone round in 2π, about 63 steps; its ends are far apart before half of it
+    assert 10 < info.num_leapfrog_steps.median() < 32
+    assert info.num_leapfrog_steps.max() <= 63
     assert (info.num_leapfrog_steps <= 2**info.tree_depth - 1).all()
     assert (info.num_leapfrog_steps >= 2 ** (info.tree_depth - 1)).all()
     assert info.acceptance_rate.min() > 0.95
@@ -470,13 +471,13 @@ def test_a_dropped_jacobian_is_caught(monkeypatch):
     assert run_target(mcmc.sample_chees, "wrong") > 10
 
 
-def test_a_sampler_that_never_rejects_is_caught(monkeypatch):
+def test_a_sampler_that_never_rejects_is_caught():
     def sampler(log_prob, position, *, num_warmup, num_samples, generator):
-        kernel = no_decision(log_prob, step_size=0.9, num_leapfrog_steps=3)
+        kernel = no_decision(log_prob, step_size=1.2, num_leapfrog_steps=3)
         state = mcmc.collect(kernel, kernel.init(position), num_samples=num_warmup, generator=generator).state
         return mcmc.collect(kernel, state, num_samples=num_samples, generator=generator)
 
-    assert run_target(sampler, "correlated Gaussian") > 10
+    assert run_target(sampler, "funnel, non-centred") > 10
 
 
 # ---- What warm-up learns
@@ -489,7 +490,7 @@ def test_dual_averaging_is_the_papers():
         search = mcmc.dual_averaging_step(search, rate, 0.8)
         errors.append(0.8 - rate)
         # the mean of algorithm 5, written out: (t0 + t) h_t = sum of the errors, as t0 zero errors came before
-        expected = math.log(5.0) - math.sqrt(t) / 0.05 * sum(errors) / (t + 10)
+        expected = math.log(1.0) - math.sqrt(t) / 0.1 * sum(errors) / (t + 10)
         log_mean = t**-0.75 * expected + (1 - t**-0.75) * log_mean
         assert search.log_step_size == pytest.approx(expected, rel=1e-12)
         assert search.log_step_size_mean == pytest.approx(log_mean, rel=1e-12)
@@ -502,9 +503,9 @@ def test_acceptance_comes_to_its_target(sampler, target):
     settings = {"num_leapfrog_steps": 2} if sampler == "hmc" else {}
     draws = getattr(mcmc, f"sample_{sampler}")(
         log_gammas,
-        randn(200, 5),
-        num_warmup=200,
-        num_samples=50,
+        randn(100, 5),
+        num_warmup=40 if sampler == "nuts" else 200,
+        num_samples=30,
         generator=seeded(),
         target_acceptance_rate=target,
         **settings,
@@ -573,7 +574,7 @@ def test_chees_finds_a_quarter_turn_and_the_covariance(dim):
     rotation = torch.linalg.qr(randn(dim, dim)).Q
     cov = rotation @ torch.logspace(-1, 1, dim, dtype=f64).diag() @ rotation.mT
     log_prob = normal([0.0] * dim, cov.tolist())[0]
-    draws = mcmc.sample_chees(log_prob, randn(256, dim), num_warmup=150, num_samples=1, generator=seeded())
+    draws = mcmc.sample_chees(log_prob, randn(500, dim), num_warmup=150, num_samples=1, generator=seeded())
     assert draws.settings["inverse_mass_matrix"].shape == (dim, dim)
     close(draws.settings["inverse_mass_matrix"], cov, rtol=0, atol=0.1 * cov.diagonal().max().item())
     assert draws.settings["trajectory_length"] == pytest.approx(math.pi / 2, rel=0.15)
@@ -585,7 +586,7 @@ def test_network_posterior_goes_straight_in():
     log_prob = networks.log_posterior(network, prior, networks.gaussian_likelihood(0.3), randn(9, 1), randn(9, seed=1))
     start = prior.sample(16, generator=seeded())
     for sampler in (mcmc.sample_chees, mcmc.sample_nuts, mcmc.sample_metropolis):
-        draws = sampler(log_prob, start, num_warmup=20, num_samples=5, generator=seeded())
+        draws = sampler(log_prob, start, num_warmup=10, num_samples=5, generator=seeded())
         assert draws.position.shape == (16, 5, network.dim)
         close(draws.info["log_prob"], log_prob(draws.position.flatten(0, 1)).view(16, 5))
 

@@ -1,7 +1,7 @@
 """nutpie: NUTS in Rust on a density compiled by Numba through PyMC, float64, with its defaults (gradient-based metric).
 
-It starts from its own points, jittered around the origin. "low rank" is the metric it offers for correlations. Warm-up's
-share of the time is its share of the leapfrog steps.
+It starts from its own points, jittered around the origin. "low rank" is the metric it offers for correlations. The
+share of the time that warm-up took is its share of the leapfrog steps.
 """
 
 import os
