@@ -3,7 +3,6 @@ r"""Bridge sampling: the evidence from posterior draws that someone else has mad
 Chapter: book/03-evidence.ipynb
 """
 
-import warnings
 from math import log
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from bdl_lib.evidence._arviz import import_arviz
 from bdl_lib.evidence.densities import draw
 from bdl_lib.evidence.moves import LogProb
 from bdl_lib.evidence.results import LogEvidence, Watch, check_some_weight
@@ -109,10 +109,7 @@ def _ess(values: Float[Tensor, "chains draws"]) -> float:
     """Effective number of draws for a mean; all of them, if the values do not vary."""
     if not values.std() > 0:
         return float(values.numel())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 on import
-        import arviz
-    return float(arviz.ess(values.detach().cpu().double().numpy(), method="mean"))
+    return float(import_arviz().ess(values.detach().cpu().double().numpy(), method="mean"))
 
 
 def _check(draws: Tensor, num_proposals: int | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bdl_lib.evidence._arviz import import_arviz
 from bdl_lib.evidence.moves import LogProb
 
 __all__ = ["LogEvidence", "Particles", "UnreliableEvidence", "pareto_k"]
@@ -77,14 +78,15 @@ def pareto_k(log_weights: Float[Tensor, " samples"]) -> float:
         raise ValueError(f"log_weights must have at least 5 finite entries, got {len(finite)}")
     if (finite == finite[0]).all():
         return -inf
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0; a large k is told by the caller
-        try:
-            from arviz import psislw
-        except ImportError:  # ArviZ 1
-            from arviz_stats.base import array_stats
+    arviz = import_arviz()
+    if hasattr(arviz, "psislw"):
+        psislw = arviz.psislw
+    else:  # ArviZ 1
+        from arviz_stats.base import array_stats
 
-            psislw = array_stats.psislw
+        psislw = array_stats.psislw
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a large k is told by the caller
         return float(psislw(finite.numpy())[1])
 
 

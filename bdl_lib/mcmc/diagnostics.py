@@ -5,13 +5,13 @@ R-hat, effective sample sizes and their standard error are ArviZ's. Nested R-hat
 Chapter: book/04-mcmc.ipynb
 """
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bdl_lib.evidence._arviz import import_arviz
 from bdl_lib.mcmc.run import Draws
 
 __all__ = ["Diagnosis", "bfmi", "diagnose", "nested_rhat"]
@@ -151,9 +151,7 @@ def bfmi(energy: Float[Tensor, "chains draws"]) -> Float[Tensor, " chains"]:
 
 def _through_arviz(position):
     """R-hat, bulk and tail ESS and MCSE of every parameter: [chains, draws] arrays, which every ArviZ reads alike."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 on import
-        import arviz
+    arviz = import_arviz()
     functions = (
         arviz.rhat,
         lambda x: arviz.ess(x, method="bulk"),

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from bdl_lib.evidence import Kernel
+from bdl_lib.evidence._arviz import import_arviz
 from bdl_lib.mcmc._checks import check_at_least
 
 __all__ = ["Draws", "collect", "load_draws", "resume", "save_draws"]
@@ -39,8 +40,7 @@ class Draws(NamedTuple):
 
         An ``InferenceData`` of ArviZ 0.x, or a ``DataTree`` of ArviZ 1.x.
         """
-        import arviz
-
+        arviz = import_arviz()
         names = {"is_divergent": "diverging", "num_leapfrog_steps": "n_steps", "log_prob": "lp"}
         groups = {
             "posterior": {"position": self.position.cpu().numpy()},
