@@ -16,6 +16,7 @@ from bdl_lib.evidence.moves import LogProb
 
 __all__ = ["LogEvidence", "Particles", "UnreliableEvidence", "pareto_k"]
 
+_EQUAL = 1e-6  # nats: weights as even as that have no tail to look at, only rounding
 MAX_PARETO_K = 0.7  # Vehtari et al. (2024): above it, no reasonable number of draws makes the average reliable
 
 
@@ -65,7 +66,7 @@ def pareto_k(log_weights: Float[Tensor, " samples"]) -> float:
         log_weights: in nats, up to a constant; −∞ is left out. At least 5 finite ones.
 
     Returns:
-        k; −∞ for weights that are all equal. The weights go to the host, where ArviZ computes.
+        k; −∞ for weights that are all equal, to within a millionth. The weights go to the host, where ArviZ computes.
 
     Raises:
         ValueError: if there are fewer than 5 finite weights.
@@ -76,7 +77,7 @@ def pareto_k(log_weights: Float[Tensor, " samples"]) -> float:
     finite = log_weights.detach()[log_weights > -inf].cpu().double()
     if not len(finite) >= 5:
         raise ValueError(f"log_weights must have at least 5 finite entries, got {len(finite)}")
-    if (finite == finite[0]).all():
+    if finite.max() - finite.min() < _EQUAL:
         return -inf
     arviz = import_arviz()
     if hasattr(arviz, "psislw"):
