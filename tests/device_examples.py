@@ -21,7 +21,7 @@ import tempfile
 import torch
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes, mcmc, networks
+from bdl_lib import bayes, evidence, mcmc, networks
 from bdl_lib.mcmc.hmc import hmc
 
 
@@ -211,7 +211,95 @@ NETWORKS = {
 
 # ---- evidence
 
-EVIDENCE = {}
+
+def _standard_normal(t):
+    return torch.distributions.MultivariateNormal(t([0.0, 0.0]), t([[1.0, 0.0], [0.0, 1.0]]))
+
+
+def _closer(position):
+    """A likelihood: observations of both coordinates, at 1."""
+    return -2 * (position - 1).square().sum(-1)
+
+
+def _closer_half(position):
+    """The same, NaN in a corner: particles that are excluded and counted."""
+    return torch.where((position < -0.5).all(-1), float("nan"), _closer(position))
+
+
+def _joint(position):
+    return _closer(position) - 0.5 * position.square().sum(-1)
+
+
+def _walk(t, estimate, log_likelihood=_closer, **settings):
+    settings = {"num_particles": 64, "generator": t.generator, "target_cess": 0.7, "max_moves": 2, **settings}
+    return estimate(_standard_normal(t), log_likelihood, **settings)
+
+
+def _moved(t, position):
+    kernel = evidence.gaussian_move(_joint, position)
+    state = kernel.init(position)
+    return state, kernel.step(state, t.generator)
+
+
+def _prior(t):
+    return networks.gaussian_prior(_network(), prior_std=1.0, **t.like)
+
+
+def _beta(t):
+    return torch.distributions.Independent(Beta(t([0.5, 2.0]), t([3.0, 1.0])), 1)
+
+
+EVIDENCE = {
+    "evidence.grid_cost": lambda t: t([*map(float, evidence.grid_cost(10, 3, seconds_per_evaluation=1e-6))]),
+    "evidence.grid_quadrature": lambda t: evidence.grid_quadrature(_joint, t([-4.0] * 2), t([5.0] * 2), num_points=30),
+    "evidence.draw": lambda t: (
+        evidence.draw(_standard_normal(t), 3, generator=t.generator),
+        evidence.draw(_prior(t), 2, generator=t.generator),
+        evidence.draw(torch.distributions.Independent(Normal(t([0.0]), t([2.0])), 1), 3, generator=t.generator),
+    ),
+    "evidence.log_density": lambda t: [
+        evidence.log_density(_beta(t), t([[0.5, 0.5], [0.5, 1.5]])),
+        evidence.log_density(_standard_normal(t), t([[0.5, 0.5]])),
+    ],
+    "evidence.prior_sampling": lambda t: [
+        evidence.prior_sampling(_standard_normal(t), likelihood, num_samples=64, generator=t.generator)
+        for likelihood in (_closer, _closer_half)
+    ],
+    "evidence.importance_sampling": lambda t: evidence.importance_sampling(
+        _joint, _standard_normal(t), num_samples=64, generator=t.generator
+    ),
+    "evidence.harmonic_mean": lambda t: evidence.harmonic_mean(
+        _closer, torch.randn(64, 2, generator=t.generator, **t.like)
+    ),
+    "evidence.pareto_k": lambda t: t(evidence.pareto_k(torch.randn(64, generator=t.generator, **t.like))),
+    "evidence.find_mode": lambda t: evidence.find_mode(_joint, t([0.0, 3.0])),
+    "evidence.laplace": lambda t: [
+        evidence.laplace(_joint, t([0.8, 0.8]), is_diagonal=is_diagonal) for is_diagonal in (False, True)
+    ],
+    "evidence.negative_hessian": lambda t: [
+        evidence.negative_hessian(_log_density, t([0.5, 1.0]), is_diagonal=is_diagonal) for is_diagonal in (False, True)
+    ],
+    "evidence.gaussian_move": lambda t: _moved(t, torch.randn(8, 2, generator=t.generator, **t.like)),
+    "evidence.conditional_ess": lambda t: [
+        evidence.conditional_ess(step, t([0.0, -1.0, 2.0]), t([-0.5, -1.5, -1.7])) for step in (0.5, t(0.5))
+    ],
+    "evidence.next_temperature": lambda t: [
+        (found, t(temperature))
+        for log_likelihood in ([0.0, -9.0, 2.0], [0.0, -0.1, -float("inf")])
+        for temperature, found in [
+            evidence.next_temperature(0.1, t(log_likelihood), t([0.0, 0.5, 0.1]), target_cess=0.8)
+        ]
+    ],
+    "evidence.annealed_importance_sampling": lambda t: _walk(t, evidence.annealed_importance_sampling, _closer_half),
+    "evidence.sequential_monte_carlo": lambda t: (
+        _walk(t, evidence.sequential_monte_carlo, num_groups=4),
+        _walk(t, evidence.sequential_monte_carlo, _closer_half, num_groups=4),
+    ),
+    "evidence.thermodynamic_integration": lambda t: _walk(t, evidence.thermodynamic_integration, num_groups=4),
+    "evidence.bridge_sampling": lambda t: evidence.bridge_sampling(
+        _joint, 0.8 + 0.45 * torch.randn(2, 20, 2, generator=t.generator, **t.like), generator=t.generator
+    ),
+}
 
 # ---- mcmc: kernels and how they run
 
@@ -422,3 +510,15 @@ MCMC_JUDGING = {
 # ---- all of them
 
 EXAMPLES = {**BAYES, **NETWORKS, **EVIDENCE, **MCMC_KERNELS, **MCMC_JUDGING}
+
+# Functions that copy tensors to the host by design, and why; no others may.
+_PARETO_K = "Pareto-k of the weights, once a call, is computed by ArviZ"
+COPIES_TO_HOST = {
+    "evidence.pareto_k": "computed by ArviZ",
+    "evidence.prior_sampling": _PARETO_K,
+    "evidence.importance_sampling": _PARETO_K,
+    "evidence.harmonic_mean": _PARETO_K,
+    "evidence.annealed_importance_sampling": _PARETO_K,
+    "evidence.bridge_sampling": "the effective number of the draws, twice a call, is computed by ArviZ",
+    "mcmc.diagnose": "R-hat, effective sample sizes and errors, once a call, are computed by ArviZ",
+}

@@ -36,5 +36,6 @@ def public_objects(names: list[str]) -> Iterator[tuple[str, object]]:
 
 
 def is_record(found: object) -> bool:
-    """Whether this is a class that only says what there is: a NamedTuple or a Protocol."""
-    return inspect.isclass(found) and (hasattr(found, "_fields") or getattr(found, "_is_protocol", False))
+    """Whether this is a class that only says what there is: a NamedTuple, a Protocol or a warning."""
+    is_class, is_named_tuple = inspect.isclass(found), hasattr(found, "_fields")
+    return is_class and (is_named_tuple or getattr(found, "_is_protocol", False) or issubclass(found, Warning))

@@ -167,3 +167,77 @@ def risk_coverage(confidence, loss):
     ]
     risks = [np.cumsum([loss[i] for i in order]) / np.arange(1, len(loss) + 1) for order in orders]
     return np.mean(risks, axis=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evidence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shifted_gaussian_log_evidence(dim, shift, noise_std):
+    """One observation of every coordinate, at the shift; each coordinate standard normal before it."""
+    return dim * stats.norm.logpdf(shift, 0.0, np.hypot(1.0, noise_std))
+
+
+def two_modes_log_evidence(shares, centres, width):
+    """The likelihood is a mixture of round normals, the prior standard normal: a sum of one product a mode."""
+    dim = len(centres[0])
+    cov = (1 + width**2) * np.eye(dim)
+    return log(
+        sum(s * stats.multivariate_normal(c, cov).pdf(np.zeros(dim)) for s, c in zip(shares, centres, strict=True))
+    )
+
+
+def logistic_log_evidence(features, labels, prior_std):
+    """Two weights, normal beforehand, by Gauss–Legendre on a square of eight prior standard deviations each way."""
+
+    def log_joint(a, b):
+        logit = a[..., None] * features[:, 0] + b[..., None] * features[:, 1]
+        log_likelihood = np.where(labels, special.log_expit(logit), special.log_expit(-logit)).sum(-1)
+        return log_likelihood + stats.norm.logpdf(a, 0, prior_std) + stats.norm.logpdf(b, 0, prior_std)
+
+    return log_gauss_legendre(log_joint, -8 * prior_std, 8 * prior_std, 200)
+
+
+def conditional_ess(step, log_likelihoods, log_weights):
+    """Zhou, Johansen and Aston (2016), in plain numbers: of weights that add up to one, and factors that do not."""
+    weights = np.exp(log_weights) / np.exp(log_weights).sum()
+    factors = np.exp(step * np.asarray(log_likelihoods))
+    return (weights * factors).sum() ** 2 / (weights * factors**2).sum()
+
+
+def optimal_bridge(log_ratios, log_ratios_there, num_effective):
+    """Meng and Wong (1996), equation (4.1): the fixed point of their iteration, in plain numbers.
+
+    The ratios are of the joint density to the proposal's, at posterior draws and at proposals.
+    """
+    largest = max(np.max(log_ratios), np.max(log_ratios_there))
+    ratios, ratios_there = np.exp(log_ratios - largest), np.exp(log_ratios_there - largest)
+    share = num_effective / (num_effective + len(ratios_there))
+    evidence, before = 1.0, 0.0
+    while abs(evidence / (before or 1e-300) - 1) > 1e-14:
+        before = evidence
+        above = np.mean(ratios_there / (share * ratios_there + (1 - share) * before))
+        below = np.mean(1 / (share * ratios + (1 - share) * before))
+        evidence = above / below
+    return log(evidence) + largest
+
+
+def finite_difference_hessian(function, position, step=1e-4):
+    """Second central differences of a function of a vector."""
+    dim = len(position)
+    shifts = step * np.eye(dim)
+    return np.array(
+        [
+            [
+                sum(
+                    sign_i * sign_j * function(position + sign_i * shifts[i] + sign_j * shifts[j])
+                    for sign_i in (-1, 1)
+                    for sign_j in (-1, 1)
+                )
+                / (4 * step**2)
+                for j in range(dim)
+            ]
+            for i in range(dim)
+        ]
+    )

@@ -6,8 +6,22 @@ those of one chapter stand in the file named after the chapter's module.
 """
 
 from bdl_lib.check.bayes import exercise_1_3, exercise_1_5
+from bdl_lib.check.evidence import exercise_3_3, exercise_3_5
+from bdl_lib.check.mcmc import exercise_4_3, exercise_4_5
 from bdl_lib.check.networks import exercise_2_3, exercise_2_5
 from bdl_lib.check.numbers import close, glue
 from bdl_lib.check.verdict import Verdict
 
-__all__ = ["Verdict", "close", "exercise_1_3", "exercise_1_5", "exercise_2_3", "exercise_2_5", "glue"]
+__all__ = [
+    "Verdict",
+    "close",
+    "exercise_1_3",
+    "exercise_1_5",
+    "exercise_2_3",
+    "exercise_2_5",
+    "exercise_3_3",
+    "exercise_3_5",
+    "exercise_4_3",
+    "exercise_4_5",
+    "glue",
+]

@@ -73,7 +73,17 @@ def draw(distribution, num_samples: int, *, generator: torch.Generator) -> Float
 
 
 def log_density(distribution, position: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
-    """Log density of a distribution in nats; −∞ outside its support, which ``torch.distributions`` refuses to say.
+    """Log density of a distribution; −∞ outside its support, which ``torch.distributions`` refuses to say.
+
+    Args:
+        distribution: a ``torch.distributions`` object over vectors, or anything with ``log_prob``.
+        position: one point a row.
+
+    Returns:
+        Log density at each row, in nats.
+
+    Raises:
+        ValueError: if the distribution is one over numbers, not over vectors.
 
     Book: sec-prior-sampling
     """

@@ -1,11 +1,12 @@
 """The project's own samplers, float32: as a user calls them, with autograd or with a gradient in closed form.
 
-The closed forms of logistic regression and of the network are the library's (``networks.log_posterior``), the others
-are written below, in terms of the same density. Everything else is the default of the entry point.
+The closed form of logistic regression is the library's (``networks.log_posterior``), the others are written below by
+hand, as somebody would who wants speed; a job of densities checks them against autograd. Everything else is the default
+of the entry point.
 """
 
 import functools
-import os
+import math
 from types import SimpleNamespace
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from bdl_lib import mcmc
 from shared import targets
 
-torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+torch.set_num_threads(1)
 OPS = SimpleNamespace(exp=torch.exp, tanh=torch.tanh, softplus=torch.nn.functional.softplus)
 SAMPLERS = {  # the entry point, and the kernel that goes on with what its warm-up found
     "ChEES": ("sample_chees", "chees"),
@@ -32,92 +33,151 @@ def log_prob_of(name, data):
 class ClosedForm:
     """A density with its gradient, which is all that the samplers look for."""
 
-    def __init__(self, log_prob, grad):
-        self.log_prob, self.grad = log_prob, grad
+    def __init__(self, log_prob, gradient):
+        self.log_prob, self.gradient = log_prob, gradient
 
     def __call__(self, x):
         return self.log_prob(x)
 
+    def grad(self, x):
+        """For the steps in between."""
+        return self.gradient(x)[0]
+
     def value_and_grad(self, x):
-        """Both."""
-        return self.log_prob(x), self.grad(x)
+        """For the end of a trajectory: ``value`` goes on from what the gradient has computed already."""
+        grad, value = self.gradient(x)
+        return value(), grad
 
 
 def closed_form_of(name, data):
     """The target with its gradient."""
-    if name in ("logistic", "network"):
-        return _log_posterior(name, data)
+    if name == "logistic":
+        return _logistic_regression(data)
     arrays = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in data.items()}
-    if name == "gaussian":
-        arrays["prec"] = arrays["whitening"] @ arrays["whitening"].mT
-    return ClosedForm(log_prob_of(name, data), functools.partial(GRADIENTS[name], arrays))
+    log_prob = log_prob_of(name, data)
+    if name in CONSTANTS:
+        arrays |= CONSTANTS[name](**arrays)
+    return ClosedForm(log_prob, functools.partial(GRADIENTS[name], arrays))
 
 
-def _log_posterior(name, data):
+def _logistic_regression(data):
     from bdl_lib import networks
 
-    sizes, likelihood = [30, 1], networks.bernoulli_likelihood()
-    if name == "network":
-        sizes, likelihood = [1, targets.HIDDEN, 1], networks.gaussian_likelihood(targets.NOISE_STD)
-    network = networks.mlp(sizes, activation=torch.tanh)
-    inputs = torch.as_tensor(data["inputs"], dtype=torch.float32).reshape(-1, sizes[0])
-    goals = torch.as_tensor(data["labels"] if name == "logistic" else data["targets"].astype("float32"))
-    prior = networks.gaussian_prior(network, prior_std=1.0)
-    return networks.log_posterior(network, prior, likelihood, inputs, goals)
+    network = networks.mlp([30, 1], activation=torch.tanh)
+    prior, likelihood = networks.gaussian_prior(network, prior_std=1.0), networks.bernoulli_likelihood()
+    inputs, labels = torch.as_tensor(data["inputs"], dtype=torch.float32), torch.as_tensor(data["labels"])
+    return networks.log_posterior(network, prior, likelihood, inputs, labels)
 
 
-def _gaussian_grad(data, x):
-    return -(x @ data["prec"])
+# Each gives the gradient, and a function for the value, of which only the missing part is computed.
 
 
-def _log_scale_grad(log_scale):
-    return 1 - 2 * torch.sigmoid(2 * log_scale - targets.np.log(25.0))
+def _gaussian(data, x):
+    grad = x @ data["minus_prec"]
+    return grad, lambda: 0.5 * (x * grad).sum(1)
 
 
-def _schools_centred_grad(data, x):
-    deviation = x[:, 2:] - x[:, :1]
-    pull = deviation * torch.exp(-2 * x[:, 1:2])
-    effects = (data["effect"] - x[:, 2:]) / data["std"] ** 2 - pull
-    loc = pull.sum(1, keepdim=True) - x[:, :1] / 25
-    log_scale = (deviation * pull).sum(1, keepdim=True) - 8 + _log_scale_grad(x[:, 1:2])
-    return torch.cat([loc, log_scale, effects], dim=1)
+def _schools_prior(loc, log_scale):
+    return -0.02 * loc.square() - torch.nn.functional.softplus(2 * (log_scale - LOG_5)) + log_scale
 
 
-def _schools_non_centred_grad(data, x):
-    scale = torch.exp(x[:, 1:2])
-    offset = scale * x[:, 2:]
-    pull = (data["effect"] - x[:, :1] - offset) / data["std"] ** 2
-    loc = pull.sum(1, keepdim=True) - x[:, :1] / 25
-    log_scale = (pull * offset).sum(1, keepdim=True) + _log_scale_grad(x[:, 1:2])
-    return torch.cat([loc, log_scale, scale * pull - x[:, 2:]], dim=1)
+def _schools_centred(data, x):
+    loc, log_scale, effects, grad = x[:, :1], x[:, 1:2], x[:, 2:], torch.empty_like(x)
+    deviation = effects - loc
+    pull = deviation * torch.exp(-2 * log_scale)
+    spread = (deviation * pull).sum(1, keepdim=True)
+    torch.sub(pull.sum(1, keepdim=True), loc, alpha=0.04, out=grad[:, :1])
+    torch.sub(spread - 8, torch.tanh(log_scale - LOG_5), out=grad[:, 1:2])
+    misfit = torch.addcmul(data["weighted"], effects, data["prec"], value=-1)
+    torch.sub(misfit, pull, out=grad[:, 2:])
+
+    def value():
+        prior = _schools_prior(loc[:, 0], log_scale[:, 0]) - 8 * log_scale[:, 0]
+        return prior - 0.5 * (spread[:, 0] + misfit.square() @ data["var"])
+
+    return grad, value
 
 
-def _banana_grad(data, x):
-    first, second = x.unbind(1)
-    residual = second - 0.03 * (first**2 - 100)
-    return torch.stack([(0.06 * residual - 0.01) * first, -residual], dim=1)
+def _schools_non_centred(data, x):
+    loc, log_scale, effects, grad = x[:, :1], x[:, 1:2], x[:, 2:], torch.empty_like(x)
+    scale = torch.exp(log_scale)
+    offset = scale * effects
+    misfit = torch.addcmul(data["weighted"], offset + loc, data["prec"], value=-1)
+    torch.sub(misfit.sum(1, keepdim=True), loc, alpha=0.04, out=grad[:, :1])
+    torch.sub((misfit * offset).sum(1, keepdim=True), torch.tanh(log_scale - LOG_5), out=grad[:, 1:2])
+    torch.sub(misfit * scale, effects, out=grad[:, 2:])
+
+    def value():
+        prior = _schools_prior(loc[:, 0], log_scale[:, 0])
+        return prior - 0.5 * (effects.square().sum(1) + misfit.square() @ data["var"])
+
+    return grad, value
 
 
-def _funnel_grad(data, x):
-    pull = x[:, 1:] * torch.exp(-x[:, :1])
-    first = 0.5 * (x[:, 1:] * pull).sum(1, keepdim=True) - 4.5 - x[:, :1] / 9
-    return torch.cat([first, -pull], dim=1)
+def _banana(data, x):
+    (first, second), grad = x.unbind(1), torch.empty_like(x)
+    residual = torch.addcmul(second + 3, first, first, value=-0.03)
+    torch.mul((0.06 * residual).sub_(0.01), first, out=grad[:, 0])
+    torch.neg(residual, out=grad[:, 1])
+    return grad, lambda: -0.005 * first.square() - 0.5 * residual.square()
 
 
-def _regression_grad(data, x):
-    misfit = data["targets"] - x[:, :4] @ data["features"]
-    scaled = misfit * torch.exp(-2 * x[:, 4:])
-    last = (misfit * scaled).sum(1, keepdim=True) - 50 - x[:, 4:]
-    return torch.cat([scaled @ data["features"].mT - x[:, :4] / 100, last], dim=1)
+def _funnel(data, x):
+    first, others, grad = x[:, :1], x[:, 1:], torch.empty_like(x)
+    torch.mul(others, -torch.exp(-first), out=grad[:, 1:])
+    spread = (others * grad[:, 1:]).sum(1, keepdim=True)
+    torch.sub(-4.5 - 0.5 * spread, first, alpha=1 / 9, out=grad[:, :1])
+    return grad, lambda: (0.5 * spread - first.square() / 18 - 4.5 * first)[:, 0]
 
 
+def _network(data, x):
+    """With tanh z = 2 s - 1, s [chains, hidden, rows] the logistic function of 2 z: on a CPU six times as fast."""
+    weight, bias, out = (x[:, i * targets.HIDDEN : (i + 1) * targets.HIDDEN, None] for i in range(3))
+    s = (weight * data["twice"]).add_(2 * bias).sigmoid_()
+    misfit = torch.baddbmm(data["targets"] - x[:, None, -1:] + out.sum(1, keepdim=True), out.mT, s, alpha=-2)
+    pull, slope = 2 * misfit / targets.NOISE_STD**2, torch.addcmul(s, s, s, value=-1)
+    half_sum, twice_out = 0.5 * pull.sum(2), 2 * out[..., 0]
+    of_weight, of_bias, of_out = slope @ (pull * data["inputs"]).mT, slope @ pull.mT, s @ pull.mT
+    first, second = of_weight[..., 0] * twice_out, of_bias[..., 0] * twice_out
+    grad = torch.cat([first, second, of_out[..., 0] - half_sum, half_sum], dim=1)
+    grad -= x
+    return grad, lambda: -0.25 * (misfit * pull).sum((1, 2)) - 0.5 * x.square().sum(1)
+
+
+def _regression(data, x):
+    coefficients, log_noise_std, grad = x[:, :4], x[:, 4:], torch.empty_like(x)
+    misfit = torch.addmm(data["targets"], coefficients, data["features"], alpha=-1)
+    scaled = misfit * torch.exp(-2 * log_noise_std)
+    size = (misfit * scaled).sum(1, keepdim=True)
+    torch.sub(size - 50, log_noise_std, out=grad[:, 4:])
+    grad[:, :4] = torch.addmm(coefficients, scaled, data["features"].mT, beta=-0.01)
+
+    def value():
+        prior = -0.005 * coefficients.square().sum(1) - 0.5 * log_noise_std[:, 0].square()
+        return prior - 0.5 * size[:, 0] - 50 * log_noise_std[:, 0]
+
+    return grad, value
+
+
+def _precisions(effect, std):
+    return {"prec": std**-2, "weighted": effect * std**-2, "var": std**2}
+
+
+LOG_5 = math.log(5)
+CONSTANTS = {
+    "gaussian": lambda whitening, cov: {"minus_prec": -(whitening @ whitening.mT)},
+    "schools_centred": _precisions,
+    "schools_non_centred": _precisions,
+    "network": lambda inputs, targets: {"twice": 2 * inputs},
+}
 GRADIENTS = {
-    "gaussian": _gaussian_grad,
-    "schools_centred": _schools_centred_grad,
-    "schools_non_centred": _schools_non_centred_grad,
-    "banana": _banana_grad,
-    "funnel": _funnel_grad,
-    "regression": _regression_grad,
+    "gaussian": _gaussian,
+    "schools_centred": _schools_centred,
+    "schools_non_centred": _schools_non_centred,
+    "banana": _banana,
+    "funnel": _funnel,
+    "network": _network,
+    "regression": _regression,
 }
 
 

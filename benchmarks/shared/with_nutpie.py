@@ -4,7 +4,6 @@ It starts from its own points, jittered around the origin. "low rank" is the met
 share of the time that warm-up took is its share of the leapfrog steps.
 """
 
-import os
 from types import SimpleNamespace
 
 import nutpie
@@ -38,7 +37,7 @@ def prepare(job, data):
         "tune": job["num_warmup"],
         "draws": job["num_samples"],
         "chains": job["num_chains"],
-        "cores": int(os.environ["BENCH_THREADS"]),
+        "cores": 1,
         "progress_bar": False,
         "low_rank_modified_mass_matrix": job["sampler"] == "NUTS, low rank",
     }
