@@ -1,13 +1,13 @@
 """Log evidence side by side with PyMC's SMC and dynesty, on targets with exact answers.
 
-    python benchmarks/evidence.py            # about 20 minutes; writes its section of benchmarks/RESULTS.md
+    python benchmarks/evidence.py            # tens of minutes; writes its section of benchmarks/RESULTS.md
     python benchmarks/evidence.py --quick    # a few minutes; prints only
     python benchmarks/evidence.py --targets "modes, 2-d" --only dynesty    # a part of it; prints only
 
 The claim: at equal error, at most a fifth of either peer's time, from a warm process.
 
 A peer runs as its documentation has it: PyMC with 2,000 draws, threshold 0.5 and its default kernel (IMH; its random
-walk, MH, took two to five times as long in trial runs); its densities compiled by Numba, the fastest of its back ends
+walk, MH, was slower in two trial runs); its densities compiled by Numba, the fastest of its back ends
 here, and compiled before the clock starts. dynesty with 500 live points, bounds and steps chosen by itself, on a
 likelihood compiled by Numba. The project has two contestants: sequential Monte Carlo (SMC), which needs to know
 nothing; and importance sampling with the Gaussian of Laplace's method as the proposal, the search for the mode included

@@ -212,7 +212,7 @@ TARGETS = {  # target, settings, numbers of runs other than 100
     "shifted Gaussian, 10-d": (lambda: shifted(10), TEN, {}),
     "linear regression, 50 features": (lambda: linear(50), FIFTY, {"AIS": 20}),
     "shifted Gaussian, 50-d": (lambda: shifted(50), FIFTY, {"SMC": 20, "AIS": 20}),
-    "shifted Gaussian, 100-d": (lambda: shifted(100), HUNDRED, {"SMC": 5, "AIS": 5}),
+    "shifted Gaussian, 100-d": (lambda: shifted(100), HUNDRED, {"SMC": 5, "AIS": 5, "bridge, chains": 10}),
 }
 
 

@@ -1,7 +1,7 @@
 """Samplers side by side with BlackJAX, NumPyro and nutpie, on the same densities, from a warm and from a cold process.
 
-    python benchmarks/samplers.py            # half an hour; writes its section of benchmarks/RESULTS.md
-    python benchmarks/samplers.py --tune     # half an hour more: finds everybody's settings anew, samplers.json
+    python benchmarks/samplers.py            # tens of minutes; writes its section of benchmarks/RESULTS.md
+    python benchmarks/samplers.py --tune     # hours: finds everybody's settings anew, samplers.json
     python benchmarks/samplers.py --quick    # minutes; one seed, short runs; prints only
     python benchmarks/samplers.py --targets funnel banana --only with_bdl with_numpyro    # a part of it; prints only
 
