@@ -104,9 +104,15 @@ class _FileHeading:
     def generate(self, **settings):
         title, _, text = inspect.getdoc(sys.modules[self.module_name]).partition("\n")
         body = [line for line in text.splitlines() if not CLOSING_LINE.fullmatch(line)]
-        anchor = [f".. py:module:: {self.module_name}", "", f".. py:currentmodule:: {self.documenter.modname}"]
+        anchor = [f".. py:module:: {self.module_name}", *self._options(), ""]
+        anchor += [f".. py:currentmodule:: {self.documenter.modname}"]
         for line in ["", *anchor, "", f".. rubric:: {title.rstrip('.')}", *body, ""]:
             self.documenter.add_line(line, f"docstring of {self.module_name}")
+
+    def _options(self):
+        """A file may be named after its function; then the name leads to the function."""
+        is_function = self.module_name.rpartition(".")[2] in (self.documenter.__all__ or [])
+        return ["   :no-index:"] if is_function else []
 
 
 def mark_text_as_text(app, what, name, obj, options, lines):

@@ -1,6 +1,6 @@
-r"""The path from the prior to the posterior, which three estimators walk: annealed importance sampling, sequential
-Monte Carlo and thermodynamic integration.
+r"""The path from the prior to the posterior.
 
+Three estimators walk it: annealed importance sampling, sequential Monte Carlo and thermodynamic integration.
 The path is :math:`p_t(\theta) \propto p(\theta)\, p(x \mid \theta)^t`: the prior at temperature t = 0, the posterior at
 t = 1. All particles are moved as one batch.
 
