@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import tokenize
+import typing
 from pathlib import Path, PurePosixPath
 
 from docutils import nodes
@@ -66,10 +67,10 @@ class ModuleInReadingOrder(ModuleDocumenter):
     """A module's members in the order of its files; those of a folder under the docstring of their file."""
 
     def filter_members(self, members, want_all):
-        """Constants have no docstring; those that `__all__` names belong on the page all the same."""
+        """Constants and names of types have no docstring; those in `__all__` belong on the page all the same."""
         public = [each for each in members if each.__name__ in (self.__all__ or [])]
-        constants = [(each.__name__, each.object, True) for each in public if each.__name__.isupper()]
-        return super().filter_members(members, want_all) + constants
+        plain = [each for each in public if each.__name__.isupper() or typing.get_origin(each.object)]
+        return super().filter_members(members, want_all) + [(each.__name__, each.object, True) for each in plain]
 
     def sort_members(self, documenters, order):
         overview = inspect.getdoc(self.object) or ""
