@@ -357,7 +357,8 @@ def report(contests: dict[str, Contest], settings: dict, seeds: tuple[int, ...],
         "convergence. Settings come from a short look with one seed (256 to 4,096 chains for the project, 256 and "
         "1,024 for BlackJAX's many-chain samplers, 64 for NUTS, 4 for nutpie), and each library shows its best "
         "contestant (the project its best two), if it converged in that look. z is the largest error of a known moment "
-        "in Monte Carlo standard errors. A contestant counts if all seeds converge (R-hat < 1.01, ESS > 400) and z stays below 5."
+        "in Monte Carlo standard errors. A contestant counts if all seeds converge (R-hat < 1.01, ESS > 400) and z "
+        "stays below 5."
     )
     header = ["target", "warm (claim: ≥ 2 in the mean, each ≥ 0.8)", "cold (claim: ≤ 0.5)"]
     details = [line for lines, _ in results.values() for line in lines]
