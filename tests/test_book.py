@@ -749,7 +749,7 @@ FAULTS = [  # (the rule that must notice, what to replace, by what)
     (exercise_checks, '    """Return 2x."""\n', ""),
     (exercise_checks, "exercise_1_5(double)", "exercise_1_4(double)"),
     (exercise_checks, "return 2 * x\n\n\ncheck.exercise_1_5(double)", "return 2 * x"),
-    (paths_and_network, "0.1 + 0.2", 'open("/home/me/coin.csv")'),
+    (paths_and_network, "0.1 + 0.2", 'open("~/coin.csv")'),
     (paths_and_network, "heads 0.5\n", "heads 0.5\n/tmp/coin.csv\n"),
     (paths_and_network, "A book.", "A book in `/srv/book`."),
     (paths_and_network, "0.1 + 0.2", "urlopen(book)"),

@@ -40,6 +40,21 @@ def test_import_costs_torch_and_little_else():
     assert import_costs(names, library.ROOT.parent) == {}
 
 
+FIRST_DRAW = """
+import sys
+import torch
+from bdl_lib import mcmc
+run = {"num_warmup": 1, "num_samples": 1, "generator": torch.Generator()}
+mcmc.sample_chees(lambda x: -x.square().sum(1), torch.ones(2, 2), **run)
+sys.exit("sympy" in sys.modules)
+"""
+
+
+def test_a_first_draw_does_not_wait_for_sympy():
+    """PyTorch imports it, for half a second, where autograd is given the gradients to begin with."""
+    subprocess.run([sys.executable, "-c", FIRST_DRAW], check=True, cwd=library.ROOT.parent)
+
+
 def test_a_heavy_import_is_seen(tmp_path):
     (tmp_path / "planted.py").write_text("import scipy.stats\n")
     assert import_costs(["planted"], tmp_path) == {"planted": ["scipy"]}

@@ -18,8 +18,8 @@ import torch
 from scipy import special, stats
 
 from bdl_lib import bayes, mcmc, networks
-from bdl_lib.mcmc.chees import chees_gradient, jittered_steps
 from bdl_lib.mcmc.hmc import integrate
+from bdl_lib.mcmc.trajectory_length import chees_gradient, jittered_steps
 
 inf, nan = math.inf, math.nan
 f64 = torch.float64

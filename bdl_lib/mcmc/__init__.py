@@ -15,7 +15,7 @@ from bdl_lib.mcmc.adaptation import (
     pooled_inverse_mass_matrix,
 )
 from bdl_lib.mcmc.calibration import Calibration, calibrate
-from bdl_lib.mcmc.chees import CheesState, chees, halton, sample_chees
+from bdl_lib.mcmc.chees import CheesState, chees, sample_chees
 from bdl_lib.mcmc.density import Density, differentiable
 from bdl_lib.mcmc.diagnostics import Diagnosis, bfmi, diagnose, nested_rhat
 from bdl_lib.mcmc.hmc import HmcInfo, HmcState, Metric, PhasePoint, gaussian_momentum, hmc, leapfrog, sample_hmc
@@ -48,6 +48,7 @@ from bdl_lib.mcmc.stochastic_gradient import (
     sghmc,
     sgld,
 )
+from bdl_lib.mcmc.trajectory_length import halton
 from bdl_lib.mcmc.transforms import ORDERED, Bijection, constrain, unconstrained_log_prob
 
 __all__ = [

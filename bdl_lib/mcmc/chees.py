@@ -27,16 +27,23 @@ from bdl_lib.mcmc.adaptation import (
     reasonable_step_size,
 )
 from bdl_lib.mcmc.density import differentiable, initial_value_and_grad
-from bdl_lib.mcmc.hmc import HmcState, Metric, PhasePoint, gaussian_momentum, transition
+from bdl_lib.mcmc.hmc import HmcState, gaussian_momentum, transition
 from bdl_lib.mcmc.run import Draws, collect, show
+from bdl_lib.mcmc.trajectory_length import (
+    MAX_LEAPFROG_STEPS,
+    QUARTER_TURN,
+    LengthSearch,
+    chees_gradient,
+    jittered_steps,
+    length_step,
+    longest_std,
+)
 
-__all__ = ["CheesState", "chees", "halton", "sample_chees"]
+__all__ = ["CheesState", "chees", "sample_chees"]
 
-MAX_LEAPFROG_STEPS = 1000
 # Leapfrog steps at most, and an acceptance rate below which all rates count alike. Early in warm-up the mass matrix is
 # a guess, and long trajectories are time lost; but the last chain must arrive, and the steps be short enough for it.
 EARLY, LATE = (16, 1e-4), (MAX_LEAPFROG_STEPS, 0.03)
-QUARTER_TURN = math.pi / 2  # after this time a unit Gaussian has forgotten its position
 
 
 class CheesState(NamedTuple):
@@ -48,14 +55,6 @@ class CheesState(NamedTuple):
     position: Float[Tensor, "chains dim"]
     log_prob: Float[Tensor, " chains"]  # nats
     grad: Float[Tensor, "chains dim"]
-    count: int
-
-
-class LengthSearch(NamedTuple):
-    """Where the search for a trajectory length is, in log time."""
-
-    log_length: float
-    log_length_mean: float
     count: int
 
 
@@ -162,35 +161,6 @@ def sample_chees(
     return draws._replace(settings=settings)
 
 
-def halton(index: int) -> float:
-    r"""The Halton sequence of base 2: the digits of the index, mirrored at the point.
-
-    Args:
-        index: 1, 2, 3, 4, … in binary 1, 10, 11, 100, …
-
-    Returns:
-        0.1, 0.01, 0.11, 0.001, … in binary: ½, ¼, ¾, ⅛, … which fill (0, 1) evenly.
-
-    Raises:
-        ValueError: if ``index`` is below 1.
-
-    Source: Halton (1960), doi:10.1007/BF01386213.
-    Book: sec-chees
-    """
-    check_at_least("index", index, 1)
-    digits = f"{index:b}"
-    return int(digits[::-1], 2) / 2 ** len(digits)
-
-
-def jittered_steps(
-    count: int, step_size: float, trajectory_length: float, jitter: float, max_leapfrog_steps: int
-) -> tuple[float, int]:
-    """Step size and number of steps of one trajectory, the same for all chains and known to the host."""
-    time = trajectory_length * (1 + jitter * (2 * halton(count + 1) - 1))
-    num_steps = min(max(1, math.ceil(time / step_size)), max_leapfrog_steps)
-    return min(time / num_steps, step_size), num_steps
-
-
 @torch.no_grad()
 def _warm_up(density, state, num_warmup, generator, target_acceptance_rate, mass_matrix, jitter, progress):
     """The state after warm-up, and the settings that it found."""
@@ -205,14 +175,14 @@ def _warm_up(density, state, num_warmup, generator, target_acceptance_rate, mass
         plan = jittered_steps(i, step_size, math.exp(length.log_length), jitter, max_steps)
         after, info, end = transition(density, metric, state, generator, *plan)
         ascent = chees_gradient(metric, state.position, end, info.acceptance_rate, math.prod(plan)).item()
-        length = _length_step(length, ascent, step_size, 2 * QUARTER_TURN * longest)
+        length = length_step(length, ascent, step_size, 2 * QUARTER_TURN * longest)
         search = dual_averaging_step(search, _harmonic_mean(info.acceptance_rate, least_rate), target_acceptance_rate)
         state = after
         is_kept, is_end = place_in_window(i, num_warmup)
         kept += [state.position] if is_kept else []
         if is_end:
             inverse_mass_matrix = pooled_inverse_mass_matrix(torch.stack(kept), mass_matrix=mass_matrix)
-            longest = _longest_std(torch.cat(kept), inverse_mass_matrix)
+            longest = longest_std(torch.cat(kept), inverse_mass_matrix)
             kept, search = [], None
     step_size = math.exp(search.log_step_size_mean)
     return state, {
@@ -221,36 +191,6 @@ def _warm_up(density, state, num_warmup, generator, target_acceptance_rate, mass
         "inverse_mass_matrix": inverse_mass_matrix,
         "jitter": jitter,
     }
-
-
-def chees_gradient(
-    metric: Metric, start: Tensor, end: PhasePoint, acceptance_rate: Tensor, time: float
-) -> Float[Tensor, ""]:
-    r"""How the criterion changes with the trajectory length t, :math:`\partial \log C / \partial \log t`.
-
-    .. math:: C = E\big[(\lVert \theta' - \mu' \rVert^2 - \lVert \theta - \mu \rVert^2)^2\big]
-
-    in whitened coordinates, where :math:`\partial_t \lVert \theta' - \mu' \rVert^2 = 2 (\theta' - \mu')^\top p'`.
-    Chains count by their acceptance rates. The logarithm makes it a pure number, whatever the dimension, near
-    2t cot t for a Gaussian: so plain ascent needs no scale, where Adam would take steps of a fixed length out of noise.
-    """
-    is_sound = (acceptance_rate > 0)[:, None]
-    weight = acceptance_rate / acceptance_rate.sum()
-    position, momentum = torch.where(is_sound, end.position, 0.0), torch.where(is_sound, end.momentum, 0.0)
-    from_centre = position - weight @ position
-    change = metric.whiten(from_centre).square().sum(1) - metric.whiten(start - start.mean(0)).square().sum(1)
-    rate = 2 * (from_centre * momentum).sum(1)
-    return 2 * time * (weight * change) @ rate / (weight @ change.square())
-
-
-def _length_step(search, ascent, low, high):
-    """One step of ascent, ever shorter, within bounds; the mean forgets the first half of the path."""
-    count = search.count + 1
-    ascent = min(max(ascent, -1.0), 1.0) if math.isfinite(ascent) else 0.0
-    log_length = search.log_length + 0.3 / (1 + count / 20) * ascent
-    log_length = min(max(log_length, math.log(low)), max(math.log(high), math.log(low)))
-    mean = search.log_length_mean + 2 / (count + 1) * (log_length - search.log_length_mean)
-    return LengthSearch(log_length, mean, count)
 
 
 def _first_step_size(density, metric, state, generator):
@@ -263,9 +203,3 @@ def _first_step_size(density, metric, state, generator):
 def _harmonic_mean(acceptance_rate, least):
     """A mean that listens to the chains that are rejected."""
     return 1 / acceptance_rate.clamp(min=least).reciprocal().mean().item()
-
-
-def _longest_std(draws, inverse_mass_matrix):
-    """The largest standard deviation that draws [n, dim] have in any direction, in whitened coordinates."""
-    whitened = gaussian_momentum(inverse_mass_matrix).whiten(draws - draws.mean(0))
-    return torch.linalg.eigvalsh(whitened.mT @ whitened / len(whitened))[-1].clamp(min=0).sqrt().item()

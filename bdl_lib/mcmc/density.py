@@ -54,7 +54,7 @@ def differentiable(log_prob: LogProb) -> Density:
             value = log_prob(leaf)
             if not value.requires_grad:
                 raise ValueError("log_prob must depend on the position by way of autograd, or have a value_and_grad")
-            (grad,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), grad
 
     value_and_grad = getattr(log_prob, "value_and_grad", value_and_grad)

@@ -17,11 +17,11 @@ from torch import Tensor
 from bdl_lib.evidence import Kernel, LogProb
 from bdl_lib.mcmc._checks import check_at_least, check_positive
 from bdl_lib.mcmc.density import differentiable, initial_value_and_grad
+from bdl_lib.mcmc.hmc import DIVERGENCE_THRESHOLD
 from bdl_lib.mcmc.run import Draws, collect, show
 
 __all__ = ["GhmcInfo", "GhmcState", "generalized_hmc", "largest_eigenvalue", "sample_meads"]
 
-DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error
 NUM_FOLDS = 4
 STEP_SIZE_MULTIPLIER = 0.5  # of the longest stable step, as in the paper
 

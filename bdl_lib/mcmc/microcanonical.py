@@ -21,10 +21,18 @@ from bdl_lib.mcmc.adaptation import (
     place_in_window,
     pooled_inverse_mass_matrix,
 )
-from bdl_lib.mcmc.chees import QUARTER_TURN, LengthSearch, _length_step, _longest_std, chees_gradient, jittered_steps
 from bdl_lib.mcmc.density import differentiable, initial_value_and_grad
-from bdl_lib.mcmc.hmc import PhasePoint, gaussian_momentum
+from bdl_lib.mcmc.hmc import DIVERGENCE_THRESHOLD, PhasePoint, gaussian_momentum
 from bdl_lib.mcmc.run import Draws, collect, show
+from bdl_lib.mcmc.trajectory_length import (
+    MAX_LEAPFROG_STEPS,
+    QUARTER_TURN,
+    LengthSearch,
+    chees_gradient,
+    jittered_steps,
+    length_step,
+    longest_std,
+)
 
 __all__ = [
     "MicrocanonicalEnd",
@@ -35,8 +43,6 @@ __all__ = [
     "sample_microcanonical",
 ]
 
-DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error
-MAX_LEAPFROG_STEPS = 1000  # of one trajectory
 MAX_LEAPFROG_STEPS_EARLY = 10  # while the mass matrix is a guess
 JITTER = 0.3  # lengths of trajectories vary by this share of their mean, up and down
 
@@ -249,14 +255,14 @@ def _warm_up(density, state, generator, num_warmup, target, fixed_length, mass_m
         after, info, end = _transition(density, metric, state, generator, *plan)
         if fixed_length is None:
             ascent = _ascent(metric, state, end, info.acceptance_rate, math.prod(plan))
-            length = _length_step(length, ascent, step_size, 2 * QUARTER_TURN * unit * longest)
+            length = length_step(length, ascent, step_size, 2 * QUARTER_TURN * unit * longest)
         search = dual_averaging_step(search, info.acceptance_rate.mean().item(), target)
         state = after
         is_kept, is_end = place_in_window(i, num_warmup)
         kept += [state.position] if is_kept else []
         if is_end:
             inverse_mass_matrix = pooled_inverse_mass_matrix(torch.stack(kept), mass_matrix=mass_matrix)
-            longest = _longest_std(torch.cat(kept), inverse_mass_matrix)
+            longest = longest_std(torch.cat(kept), inverse_mass_matrix)
             kept, search = [], None
     step_size = math.exp(search.log_step_size_mean)
     learnt = fixed_length or max(step_size, math.exp(length.log_length_mean))
