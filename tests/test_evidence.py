@@ -480,6 +480,27 @@ def test_the_path_is_recorded(estimate):
     assert 0.9 <= cess[-1] <= 1
     assert ((particles.num_moves >= 1) & (particles.num_moves <= 50)).all()
     assert ((particles.acceptance_rate > 0) & (particles.acceptance_rate <= 1)).all()
+    assert (particles.correlation < (0.1 if estimate is smc else 0.5)).all()
+
+
+def lazy(log_prob, position):
+    return mcmc.metropolis(log_prob, proposal_std=0.01)
+
+
+@pytest.mark.parametrize("estimate", [evidence.sequential_monte_carlo, evidence.thermodynamic_integration])
+def test_particles_that_do_not_spread_are_warned_of_in_the_callers_name(estimate):
+    target = linear(2)
+    settings = {"num_particles": 256, "generator": seeded(), "move": lazy, "max_moves": 3}
+    with pytest.warns(UnreliableEvidence, match=r"after 3 moves particles still correlate by (0\.9\d|1\.00) ") as caught:
+        result = estimate(target.prior, target.log_likelihood, **settings)
+    assert result.particles.correlation.max() > 0.9
+    assert "bdl_lib" not in caught[0].filename
+
+
+def test_weights_of_annealing_are_right_without_spreading_and_need_no_such_warning(recwarn):
+    result = ais(shifted(2, shift=0.3, noise_std=2.0), move=lazy, max_moves=1)
+    assert result.particles.correlation.max() > 0.9
+    assert not [warning for warning in recwarn if "correlate" in str(warning.message)]
 
 
 def test_smc_leaves_equal_weights_and_ais_the_weights_that_it_averages():

@@ -3,6 +3,7 @@ r"""What every estimator of the evidence returns, and how weights become an esti
 Chapter: book/03-evidence.ipynb
 """
 
+import sys
 import warnings
 from math import inf, log, nan
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class UnreliableEvidence(UserWarning):
 
 
 class Particles(NamedTuple):
-    """Where annealing ended, and how it went: one entry a temperature in the last four fields.
+    """Where annealing ended, and how it went: one entry a temperature in the last five fields.
 
     Book: sec-annealing
     """
@@ -39,6 +40,7 @@ class Particles(NamedTuple):
     cess: Float[Tensor, " steps"]  # conditional effective sample size of each step, as a share of the particles
     num_moves: Float[Tensor, " steps"]
     acceptance_rate: Float[Tensor, " steps"]  # of the last move; NaN if the move does not say
+    correlation: Float[Tensor, " steps"]  # of positions before and after all moves, rms over the coordinates
 
 
 class LogEvidence(NamedTuple):
@@ -121,8 +123,11 @@ def check_some_weight(name: str, log_weights: Tensor) -> None:
 
 
 def warn_unreliable(message: str) -> None:
-    """Warn in the name of whoever called the estimator."""
-    warnings.warn(message, UnreliableEvidence, stacklevel=4)
+    """Warn in the name of whoever called the library."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("bdl_lib."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UnreliableEvidence, stacklevel=level)
 
 
 class Watch:

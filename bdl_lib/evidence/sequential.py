@@ -49,8 +49,9 @@ def sequential_monte_carlo(
         progress: True shows a bar.
 
     Returns:
-        The estimate; its ``particles`` are draws from the posterior, equally weighted. A NaN likelihood counts as
-        impossible and is reported. The host waits for the device once a temperature and once a move.
+        The estimate; its ``particles`` are draws from the posterior, equally weighted. Particles that the moves leave
+        near where they were give an :class:`UnreliableEvidence` warning. A NaN likelihood counts as impossible and is
+        reported. The host waits for the device once a temperature and once a move.
 
     Raises:
         ValueError: if a setting is out of range, the prior is not proper, or the likelihood is zero or NaN at every

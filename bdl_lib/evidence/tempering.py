@@ -16,11 +16,12 @@ from torch import Tensor
 
 from bdl_lib.evidence.densities import draw, log_density
 from bdl_lib.evidence.moves import LogProb, Move
-from bdl_lib.evidence.results import LogEvidence, Particles, Watch, check_some_weight
+from bdl_lib.evidence.results import LogEvidence, Particles, Watch, check_some_weight, warn_unreliable
 
 __all__ = ["conditional_ess", "next_temperature"]
 
 NUM_BISECTIONS = 60
+STUCK_CORRELATION = 0.5  # above it, moves have not parted the copies that resampling made
 
 
 def conditional_ess(
@@ -128,14 +129,18 @@ def walk(prior, log_likelihood: LogProb, settings: PathSettings, generator: torc
                 position, log_evidence = _resample(position, log_weights.view(num_groups, -1), generator)
                 group_log_evidence, log_weights = group_log_evidence + log_evidence, torch.zeros_like(log_weights)
             tempered = _tempered(prior, watched, temperature)
-            position, num_moves, acceptance_rate = _spread(tempered, position, settings, generator)
+            position, *how = _spread(tempered, position, settings, generator)
             log_like = watched(position)
-            steps.append((log_like.new_tensor(temperature), cess, num_moves, acceptance_rate))
+            steps.append((log_like.new_tensor(temperature), cess, *how))
             moments.append(_group_moments(log_like, num_groups))
             bar.update(temperature - before)
     record = (torch.stack(column) for column in zip(*steps, strict=True))
     mean, var = (torch.stack(column) for column in zip(*moments, strict=True))
-    return Path(Particles(position, log_weights, *record), group_log_evidence, mean, var, watched)
+    particles = Particles(position, log_weights, *record)
+    if settings.num_groups is not None and (stuck := particles.correlation.max()) > STUCK_CORRELATION:
+        moves = f"after {settings.max_moves} moves particles still correlate by {stuck:.2f} with where they were"
+        warn_unreliable(f"{moves}: allow more of them, take more particles or another move")
+    return Path(particles, group_log_evidence, mean, var, watched)
 
 
 def from_groups(value: Tensor, std_error: Tensor, path: Path) -> LogEvidence:
@@ -163,14 +168,14 @@ def _tempered(prior, log_likelihood: LogProb, temperature: float) -> LogProb:
 
 
 def _spread(log_prob: LogProb, start: Tensor, settings: PathSettings, generator: torch.Generator):
-    """Move all particles until they have forgotten where they were: positions, number of moves, acceptance rate."""
+    """Move all particles until they have forgotten where they were: positions, and how it went."""
     kernel = settings.move(log_prob, start)
     state, num_moves, correlation = kernel.init(start), 0, inf
     while num_moves < settings.max_moves and correlation >= settings.max_correlation:
         state, info = kernel.step(state, generator)
         num_moves, correlation = num_moves + 1, _correlation(start, state.position)
     acceptance_rate = getattr(info, "acceptance_rate", start.new_tensor(nan)).mean()
-    return state.position, start.new_tensor(num_moves), acceptance_rate
+    return state.position, start.new_tensor(num_moves), acceptance_rate, correlation
 
 
 def _correlation(before: Tensor, after: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ def thermodynamic_integration(
 
     Returns:
         The estimate; ``std_error`` is the scatter over groups, and does not know the error of the rule.
+        Warns as :func:`sequential_monte_carlo` does.
 
     Raises:
         ValueError: as :func:`sequential_monte_carlo`; also if the likelihood is zero or NaN at a draw from the prior,
