@@ -21,7 +21,7 @@ import tempfile
 import torch
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes, evidence, mcmc, networks
+from bdl_lib import bayes, evidence, mcmc, networks, scores, vi
 from bdl_lib.mcmc.hmc import hmc
 
 
@@ -507,9 +507,291 @@ MCMC_JUDGING = {
     ),
 }
 
+# ---- vi
+
+
+def _families(t):
+    """One of each."""
+    loc = t([0.3, -0.2])
+    return [
+        vi.mean_field_gaussian(loc, std=t([0.5, 1.5])),
+        vi.low_rank_gaussian(loc, rank=1, generator=t.generator),
+        vi.FullRankGaussian(loc, t([[0.5, 0.0], [0.3, -0.8]])),
+        vi.gaussian_mixture(t([[0.0, 1.0], [1.0, 0.0]]), std=0.7),
+        vi.real_nvp(loc, num_layers=3, hidden=4, generator=t.generator),
+    ]
+
+
+def _bounds(t, estimate, **settings):
+    """Value, terms and gradients, for every family."""
+    found = []
+    for family in _families(t):
+        leaves = [tensor.requires_grad_() for tensor in family]
+        bound = estimate(_joint, type(family)(*leaves), num_samples=8, generator=t.generator, **settings)
+        grads = torch.autograd.grad(bound.value, leaves, allow_unused=True)
+        found.append((bound, bound.std_error, [grad for grad in grads if grad is not None]))
+    return found
+
+
+def _weighted_bounds(t):
+    settings = {"num_importance": 3, "num_samples": 4, "generator": t.generator}
+    return [vi.importance_weighted_elbo(_joint, family, **settings) for family in _families(t)]
+
+
+def _natural_steps(t):
+    gaussians = vi.full_rank_gaussian(t([0.3, -0.2])), vi.mean_field_gaussian(t([0.3, -0.2]))
+    surveys = [
+        vi.survey(mcmc.differentiable(_joint), family, vi.matched_noise(family.loc, 16, t.generator))
+        for family in gaussians
+    ]
+    return surveys, [vi.natural_step(*pair, step_size=0.5) for pair in zip(gaussians, surveys, strict=True)]
+
+
+def _fits(t):
+    short = {"num_steps": 120, "generator": t.generator}
+    gaussian, flow = vi.full_rank_gaussian(t([0.3, -0.2])), vi.real_nvp(t([0.3, -0.2]), hidden=4, generator=t.generator)
+    return [
+        vi.fit(_joint, vi.mean_field_gaussian(t([0.3, -0.2])), generator=t.generator),
+        vi.fit(_joint, gaussian, generator=t.generator),
+        vi.fit(_joint, flow, num_mc_samples=4, **short),
+        vi.fit(_joint, gaussian, optimizer="adam", elbo=vi.score_function_elbo, **short),
+    ]
+
+
+def _failed_fit(t):
+    try:
+        vi.fit(lambda position: position.sqrt().sum(-1), vi.mean_field_gaussian(t([0.3, -0.2])), generator=t.generator)
+    except vi.FailedFit as failed:
+        return failed.fit.family
+
+
+def _forward_fits(t):
+    return vi.fit_forward_kl(_joint, vi.mean_field_gaussian(t([0.3, -0.2])), num_steps=5, generator=t.generator)
+
+
+def _fits_to_draws(t):
+    draws = torch.randn(20, 2, generator=t.generator, **t.like)
+    return [vi.fit_to_draws(draws, family, generator=t.generator, num_steps=5) for family in _families(t)]
+
+
+def _ascent(t):
+    def bound(family):
+        return vi.Elbo(-family.loc.square().sum(), -family.loc.detach().square())
+
+    return vi.ascend(bound, vi.mean_field_gaussian(t([0.3, -0.2])), num_steps=5, lr=0.1)[:2]
+
+
+VI = {
+    "vi.mean_field_gaussian": lambda t: [(q.mean, q.covariance, q.log_prob(t([[0.0, 1.0]]))) for q in _families(t)[:1]],
+    "vi.low_rank_gaussian": lambda t: [
+        (q.sample(3, generator=t.generator), q.covariance, q.log_prob(t([[0.0, 1.0]]))) for q in _families(t)[1:2]
+    ],
+    "vi.full_rank_gaussian": lambda t: [
+        (q.sample(3, generator=t.generator), q.covariance, q.log_prob(t([[0.0, 1.0]])))
+        for q in (vi.full_rank_gaussian(t([0.3, -0.2]), std=2.0), _families(t)[2])
+    ],
+    "vi.gaussian_mixture": lambda t: [
+        (q.sample(3, generator=t.generator), q.mean, q.covariance, q.log_prob(t([[0.0, 1.0]])))
+        for q in _families(t)[3:4]
+    ],
+    "vi.real_nvp": lambda t: [
+        (q.sample(3, generator=t.generator), q.log_prob(t([[0.0, 1.0]]))) for q in _families(t)[4:]
+    ],
+    "vi.laplace_family": lambda t: [
+        vi.laplace_family(_joint, t([0.8, 0.8]), is_diagonal=is_diagonal) for is_diagonal in (False, True)
+    ],
+    "vi.reparameterised_elbo": lambda t: _bounds(t, vi.reparameterised_elbo),
+    "vi.sticking_the_landing_elbo": lambda t: _bounds(t, vi.sticking_the_landing_elbo),
+    "vi.score_function_elbo": lambda t: _bounds(t, vi.score_function_elbo),
+    "vi.importance_weighted_elbo": _weighted_bounds,
+    "vi.matched_noise": lambda t: vi.matched_noise(t([0.0, 0.0]), 8, t.generator),
+    "vi.survey": lambda t: _natural_steps(t)[0],
+    "vi.natural_step": lambda t: _natural_steps(t)[1],
+    "vi.ascend": _ascent,
+    "vi.fit": _fits,
+    "vi.FailedFit": _failed_fit,
+    "vi.fit_forward_kl": _forward_fits,
+    "vi.fit_to_draws": _fits_to_draws,
+}
+
+
+# ---- vi: networks, and judges of a fit
+
+
+def _bayesian_layer(t):
+    return vi.BayesianLinear(
+        t([[0.5, -1.0], [0.2, 0.3], [0.0, 1.0]]), t([[-1.0, -2.0]] * 3), t([0.1, 0.2, -0.3]), t([-1.0] * 3)
+    )
+
+
+def _bayesian_model(t):
+    """Two inputs, three hidden units, one output; half of its noise is from the layer above."""
+    top = vi.BayesianLinear(t([[0.5, -1.0, 0.3]]), t([[-1.0, -2.0, -1.5]]), t([0.1]), t([-1.0]))
+    return vi.BayesianMlp((_bayesian_layer(t), top), torch.tanh)
+
+
+def _fit_backprop(t):
+    """Every way to draw, two minibatches of unequal size."""
+    inputs, targets = t([[0.0, 1.0], [-1.0, 0.5], [2.0, -1.0]]), t([0.1, -0.4, 0.9])
+    how = {"num_epochs": 2, "batch_size": 2, "generator": t.generator}
+    forwards = (vi.local_reparameterisation, vi.flipout, vi.shared_weights)
+    likelihood = networks.gaussian_likelihood(0.5)
+    return [
+        (fit.model.layers, fit.model.family, fit.elbo_history)
+        for forward in forwards
+        for fit in [
+            vi.fit_backprop(
+                _bayesian_model(t), inputs, targets, likelihood, prior_std=1.0, layer_forward=forward, **how
+            )
+        ]
+    ]
+
+
+def _failed_backprop(t):
+    likelihood = networks.gaussian_likelihood(0.5)
+    broken = likelihood._replace(log_prob=lambda outputs, targets: float("nan") * likelihood.log_prob(outputs, targets))
+    how = {"prior_std": 1.0, "num_epochs": 2, "batch_size": 2, "generator": t.generator}
+    try:
+        vi.fit_backprop(_bayesian_model(t), t([[0.0, 1.0], [-1.0, 0.5]]), t([0.1, -0.4]), broken, **how)
+    except vi.FailedBackprop as failed:
+        return failed.fit.model.layers, failed.fit.elbo_history
+
+
+def _calibrate_fit(t):
+    def simulate(prior_draws, generator):
+        return prior_draws + torch.randn(prior_draws.shape, generator=generator, **t.like)
+
+    def quantities(position, data):
+        return torch.cat([position, (position - data).square().sum(-1, keepdim=True)], -1)
+
+    found = vi.calibrate_fit(
+        t([[0.5, 1.0], [-1.0, 0.2], [0.3, 0.0]]),
+        simulate,
+        lambda data, generator: vi.mean_field_gaussian(data / 2, std=0.7),
+        generator=t.generator,
+        num_draws=20,
+        quantities=quantities,
+    )
+    return found, found.p_value
+
+
+def _pareto_smoothed(t):
+    """Enough draws for a tail, and a density that is NaN here and impossible there."""
+
+    def log_prob(position):
+        value = -0.5 * position.square().sum(-1)
+        value = torch.where(position[:, 0] > 1.5, float("nan"), value)
+        return torch.where(position[:, 1] > 1.5, float("-inf"), value)
+
+    family = vi.mean_field_gaussian(t([0.2, -0.1]), std=1.2)
+    found = vi.pareto_smoothed(log_prob, family, num_samples=200, generator=t.generator)
+    return found, found.mean, found.covariance, found.ess
+
+
+VI_NETWORKS = {
+    "vi.bayesian_linear": lambda t: vi.bayesian_linear(2, 3, generator=t.generator, **t.like),
+    "vi.shared_weights": lambda t: vi.shared_weights(_bayesian_layer(t), t([[0.0, 1.0]] * 4), generator=t.generator),
+    "vi.local_reparameterisation": lambda t: vi.local_reparameterisation(
+        _bayesian_layer(t), t([[0.0, 1.0]] * 4), generator=t.generator
+    ),
+    "vi.flipout": lambda t: vi.flipout(_bayesian_layer(t), t([[0.0, 1.0]] * 4), generator=t.generator),
+    "vi.bayesian_mlp": lambda t: vi.bayesian_mlp([2, 3, 1], generator=t.generator, **t.like).layers,
+    "vi.kl_to_prior": lambda t: (
+        vi.kl_to_prior(_bayesian_model(t), prior_std=0.5),
+        vi.kl_to_prior(_bayesian_model(t), prior_std=t([0.5] * 13)),
+    ),
+    "vi.fit_backprop": _fit_backprop,
+    "vi.FailedBackprop": _failed_backprop,
+}
+
+VI_JUDGING = {
+    "vi.pareto_smoothed": _pareto_smoothed,
+    "vi.calibrate_fit": _calibrate_fit,
+}
+
+# ---- scores
+
+
+def _forecast(t, *shape):
+    """Draws of a forecast, from the device."""
+    return torch.randn(*shape, generator=t.generator, **t.like)
+
+
+def _observed(t):
+    return t([0.5, -1.0, 2.0])
+
+
+def _interval(t):
+    return scores.Interval(_observed(t) - 1, _observed(t) + t([0.5, 1.0, 2.0]), 0.9)
+
+
+def _two_samples(t):
+    return _forecast(t, 12, 2), 0.5 + _forecast(t, 9, 2)
+
+
+def _announced(t):
+    return t([0.1, 0.3, 0.35, 0.6, 0.8, 0.9]), t([0, 1, 0, 1, 1, 1])
+
+
+SCORES = {
+    "scores.average": lambda t: (scores.average(_observed(t)), scores.average(_observed(t)[:1])),
+    "scores.paired_difference": lambda t: scores.paired_difference(
+        scores.average(_observed(t)), scores.average(t([0.0, 1.0, 1.0]))
+    ),
+    "scores.log_score_gaussian": lambda t: [
+        scores.log_score_gaussian(_observed(t), std, t([0.0, -1.0, 3.0])) for std in (0.5, t(0.5), t([1.0, 0.5, 2.0]))
+    ],
+    "scores.log_score_mixture": lambda t: scores.log_score_mixture(t([[-1.0, -2.0], [-0.5, -float("inf")]])),
+    "scores.log_score_classes": lambda t: [
+        scores.log_score_classes(t(prob), labels)
+        for prob in ([0.2, 0.9], [[0.8, 0.2], [0.1, 0.9]])
+        for labels in (t([1, 0]), t([True, False]))
+    ],
+    "scores.brier_score": lambda t: [
+        scores.brier_score(t(prob), labels)
+        for prob in ([0.2, 0.9], [[0.8, 0.2], [0.1, 0.9]])
+        for labels in (t([1, 0]), t([True, False]))
+    ],
+    "scores.crps_gaussian": lambda t: scores.crps_gaussian(_observed(t), 0.5, t([0.0, -1.0, 3.0])),
+    "scores.crps_draws": lambda t: scores.crps_draws(_forecast(t, 5, 3), _observed(t)),
+    "scores.energy_score": lambda t: scores.energy_score(
+        _forecast(t, 5, 3, 2), t([[0.5, 1.0], [-1.0, 0.0], [2.0, 1.0]])
+    ),
+    "scores.central_interval": lambda t: scores.central_interval(_forecast(t, 12, 3), 0.8)[:2],
+    "scores.interval_coverage": lambda t: scores.interval_coverage(_interval(t), _observed(t) + t([0.0, 3.0, 1.0])),
+    "scores.interval_width": lambda t: scores.interval_width(_interval(t)),
+    "scores.interval_score": lambda t: scores.interval_score(_interval(t), _observed(t) + t([0.0, 3.0, 1.0])),
+    "scores.sharpness": lambda t: scores.sharpness(_forecast(t, 5, 3)),
+    "scores.calibration_error": lambda t: [
+        (found, found.root)
+        for bins in ("equal_count", "equal_width")
+        for found in [scores.calibration_error(*_announced(t), num_bins=3, bins=bins)]
+    ],
+    "scores.sliced_wasserstein": lambda t: scores.sliced_wasserstein(
+        *_two_samples(t), num_directions=5, generator=t.generator
+    ),
+    "scores.squared_mmd": lambda t: [
+        scores.squared_mmd(*samples, width=width) for samples in [_two_samples(t)] for width in (None, 0.5, t(0.5))
+    ],
+    "scores.median_distance": lambda t: scores.median_distance(*_two_samples(t)),
+    "scores.quantile_error": lambda t: [
+        (found, found.rms) for found in [scores.quantile_error(*_two_samples(t), probs=(0.1, 0.5))]
+    ],
+}
+
 # ---- all of them
 
-EXAMPLES = {**BAYES, **NETWORKS, **EVIDENCE, **MCMC_KERNELS, **MCMC_JUDGING}
+EXAMPLES = {
+    **BAYES,
+    **NETWORKS,
+    **EVIDENCE,
+    **MCMC_KERNELS,
+    **MCMC_JUDGING,
+    **VI,
+    **VI_NETWORKS,
+    **VI_JUDGING,
+    **SCORES,
+}
 
 # Functions that copy tensors to the host by design, and why; no others may.
 _PARETO_K = "Pareto-k of the weights, once a call, is computed by ArviZ"
@@ -521,4 +803,5 @@ COPIES_TO_HOST = {
     "evidence.annealed_importance_sampling": _PARETO_K,
     "evidence.bridge_sampling": "the effective number of the draws, twice a call, is computed by ArviZ",
     "mcmc.diagnose": "R-hat, effective sample sizes and errors, once a call, are computed by ArviZ",
+    "vi.pareto_smoothed": "the largest weights, once a call, are smoothed by ArviZ",
 }

@@ -241,3 +241,147 @@ def finite_difference_hessian(function, position, step=1e-4):
             for i in range(dim)
         ]
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def crps_by_quadrature(cdf, target, low, high):
+    """The integral that defines the CRPS, split where the step is."""
+    below = integrate.quad(lambda u: cdf(u) ** 2, low, target, epsabs=1e-12, limit=400)[0]
+    return below + integrate.quad(lambda u: (1 - cdf(u)) ** 2, target, high, epsabs=1e-12, limit=400)[0]
+
+
+def fair_energy_score(draws, target):
+    """All pairs, one after the other: draws [m, dim], one target [dim]."""
+    m = len(draws)
+    to_target = sum(np.linalg.norm(x - target) for x in draws) / m
+    pairs = sum(np.linalg.norm(x - y) for i, x in enumerate(draws) for j, y in enumerate(draws) if i != j)
+    return to_target - pairs / (2 * m * (m - 1))
+
+
+def gaussian_energy_score(std, distance, dim):
+    """E|X - y| - E|X - X'| / 2 of a round Gaussian: moments of the noncentral and of the central chi distribution."""
+    to_target = std * np.sqrt(np.pi / 2) * special.eval_genlaguerre(0.5, dim / 2 - 1, -((distance / std) ** 2) / 2)
+    return to_target - std * special.gamma((dim + 1) / 2) / special.gamma(dim / 2)
+
+
+def binned_calibration(prob, labels, edges):
+    """Equal-width or other bins given by their edges: [plain squared error, its bias, unbiased, ECE], point by point.
+
+    The unbiased one is the mean of products of two different residuals; bins with one point count for the ECE alone.
+    """
+    bins = [[] for _ in range(len(edges) - 1)]
+    for p, y in zip(prob, labels, strict=True):
+        bins[max(i for i in range(len(edges) - 1) if edges[i] <= p)].append(y - p)
+    used = [np.array(r) for r in bins if len(r) >= 2]
+    share = np.array([len(r) for r in used]) / sum(len(r) for r in used)
+    plain = share @ [r.mean() ** 2 for r in used]
+    bias = share @ [r.var(ddof=1) / len(r) for r in used]
+    unbiased = share @ [np.mean([a * b for i, a in enumerate(r) for j, b in enumerate(r) if i != j]) for r in used]
+    return plain, bias, unbiased, sum(abs(sum(r)) for r in bins) / len(prob)
+
+
+def squared_mmd_of_gaussians(loc, cov, other_loc, other_cov, width):
+    """Gaussian kernels between Gaussians are Gaussian densities, up to a constant."""
+    dim = len(loc)
+
+    def mean_kernel(shift, spread):
+        total = spread + width**2 * np.eye(dim)
+        return np.exp(-0.5 * shift @ np.linalg.solve(total, shift)) * width**dim / np.sqrt(np.linalg.det(total))
+
+    shift = np.asarray(loc) - np.asarray(other_loc)
+    zero = np.zeros(dim)
+    return mean_kernel(zero, 2 * cov) + mean_kernel(zero, 2 * other_cov) - 2 * mean_kernel(shift, cov + other_cov)
+
+
+def unbiased_squared_mmd(draws, reference, width):
+    """All pairs, one after the other."""
+
+    def kernel(x, y):
+        return np.exp(-np.sum((x - y) ** 2) / (2 * width**2))
+
+    def within(sample):
+        return np.mean([kernel(x, y) for i, x in enumerate(sample) for j, y in enumerate(sample) if i != j])
+
+    return within(draws) + within(reference) - 2 * np.mean([kernel(x, y) for x in draws for y in reference])
+
+
+def mean_abs_coordinate(dim):
+    """Of a point drawn evenly from the unit sphere."""
+    return special.gamma(dim / 2) / (np.sqrt(np.pi) * special.gamma((dim + 1) / 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# vi networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def noise_gradient_moments(kind, noise_per_std, residuals):
+    """Mean and variance of the gradient of Σ ½(residual + noise)² in the log stds of one output.
+
+    ``noise_per_std[n, i]`` is input i of example n (1 for a bias), times the standard deviation of weight i.
+    """
+    c, a = np.asarray(noise_per_std), np.asarray(residuals)[:, None]
+    products = c.T @ c
+    own = np.diag(products).copy()
+    if kind == "shared_weights":
+        var = (a * c).sum(0) ** 2 + own**2 + (products**2).sum(1)
+    elif kind == "flipout":  # squares of the noise keep no sign: they stay common to all examples
+        var = (a**2 * c**2).sum(0) + own**2 + own**2 + (c**2 * ((c**2).sum(1, keepdims=True) - c**2)).sum(0)
+    else:
+        total = (c**2).sum(1, keepdims=True)
+        var = ((a**2 + 2 * total) * c**4 / total).sum(0)
+    return own, var
+
+
+def mean_gradient_moments(kind, inputs, stds, residuals):
+    """The same in the means: column i of the inputs times (residual + noise)."""
+    x, c = np.asarray(inputs), np.asarray(inputs) * np.asarray(stds)
+    noise_cov = c @ c.T
+    if kind != "shared_weights":
+        noise_cov = np.diag(np.diag(noise_cov))
+    return x.T @ residuals, np.diag(x.T @ noise_cov @ x).copy()
+
+
+def gaussian_kl(loc, cov, other_loc, other_cov):
+    """KL(N(loc, cov) || N(other_loc, other_cov)) in nats."""
+    shift = np.asarray(other_loc) - loc
+    quadratic = np.trace(np.linalg.solve(other_cov, cov)) + shift @ np.linalg.solve(other_cov, shift)
+    return 0.5 * (quadratic - len(shift) + np.linalg.slogdet(other_cov)[1] - np.linalg.slogdet(cov)[1])
+
+
+def linear_elbo(loc, std, features, targets, noise_std, prior_std):
+    """ELBO of independent Gaussian weights in linear regression, every expectation in closed form."""
+    residual_var = (features**2) @ (std**2)
+    misfit = ((targets - features @ loc) ** 2 + residual_var).sum() / noise_std**2
+    log_likelihood = -0.5 * misfit - len(targets) * log(noise_std * (2 * np.pi) ** 0.5)
+    return log_likelihood - gaussian_kl(loc, np.diag(std**2), np.zeros(len(loc)), prior_std**2 * np.eye(len(loc)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# vi judging
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def walk_reaches(distance, num_steps):
+    """Probability that a fair walk of ±1 steps gets that far from zero, step by step."""
+    inside = np.zeros(2 * distance + 1)
+    inside[distance] = 1.0
+    for _ in range(num_steps):
+        inside = 0.5 * (np.roll(inside, 1) + np.roll(inside, -1))
+        inside[[0, -1]] = 0.0
+    return 1 - inside.sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# vi
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gauss_hermite(num_nodes):
+    """Nodes and weights whose weighted sum is the mean under a standard normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    return nodes, weights / weights.sum()

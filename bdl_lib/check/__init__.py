@@ -10,7 +10,9 @@ from bdl_lib.check.evidence import exercise_3_3, exercise_3_5
 from bdl_lib.check.mcmc import exercise_4_3, exercise_4_5
 from bdl_lib.check.networks import exercise_2_3, exercise_2_5
 from bdl_lib.check.numbers import close, glue
+from bdl_lib.check.scores import exercise_6_3, exercise_6_5
 from bdl_lib.check.verdict import Verdict
+from bdl_lib.check.vi import exercise_5_3, exercise_5_5
 
 __all__ = [
     "Verdict",
@@ -23,5 +25,9 @@ __all__ = [
     "exercise_3_5",
     "exercise_4_3",
     "exercise_4_5",
+    "exercise_5_3",
+    "exercise_5_5",
+    "exercise_6_3",
+    "exercise_6_5",
     "glue",
 ]

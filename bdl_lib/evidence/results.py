@@ -79,8 +79,16 @@ def pareto_k(log_weights: Float[Tensor, " samples"]) -> float:
     finite = log_weights.detach()[log_weights > -inf].cpu().double()
     if not len(finite) >= 5:
         raise ValueError(f"log_weights must have at least 5 finite entries, got {len(finite)}")
-    if finite.max() - finite.min() < _EQUAL:
-        return -inf
+    return smoothed_tail(finite)[1]
+
+
+def smoothed_tail(log_weights: Float[Tensor, " samples"]) -> tuple[Float[Tensor, " samples"], float]:
+    """The weights with their largest ones smoothed, and Pareto-k, by ArviZ on the host: at least 5, all finite.
+
+    Up to the tail the weights stay as they are: ArviZ's normalisation is undone.
+    """
+    if log_weights.max() - log_weights.min() < _EQUAL:
+        return log_weights, -inf
     arviz = import_arviz()
     if hasattr(arviz, "psislw"):
         psislw = arviz.psislw
@@ -90,7 +98,10 @@ def pareto_k(log_weights: Float[Tensor, " samples"]) -> float:
         psislw = array_stats.psislw
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a large k is told by the caller
-        return float(psislw(finite.numpy())[1])
+        smoothed, k = psislw(log_weights.cpu().double().numpy())
+    smoothed = torch.as_tensor(smoothed).to(log_weights)
+    lowest = log_weights.argmin()  # never in the tail
+    return smoothed + (log_weights[lowest] - smoothed[lowest]), float(k)
 
 
 def from_log_weights(
