@@ -33,9 +33,7 @@ import concurrent.futures
 import json
 import math
 import os
-import select
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -44,10 +42,10 @@ from typing import NamedTuple
 
 import numpy as np
 from shared import targets
+from shared.processes import NUMPY, Worker
 from shared.report import table, write_section
 
-HERE = Path(__file__).parent
-SETTINGS = HERE / "samplers.json"
+SETTINGS = Path(__file__).parent / "samplers.json"
 MANY, SOME = (64, 256, 1024, 4096), (16, 64, 256)
 LENGTHS = ((100, 100), (200, 200), (400, 400), (400, 1600), (400, 6400))  # warm-up, draws
 NUM_JUDGED = 128  # chains
@@ -104,43 +102,6 @@ def judge(name: str, data: dict, draws: np.ndarray) -> Verdict:
     return Verdict(float(np.min(ess)) * max(1.0, len(draws) / NUM_JUDGED), float(np.max(rhat)), offset)
 
 
-class Worker:
-    """A library in a process of its own."""
-
-    def __init__(self, library: str, processor: int):
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(names, "1"), "JAX_PLATFORMS": "cpu"}
-        environment["BENCH_PROCESSOR"] = str(processor)
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shared.worker", library],
-            cwd=HERE,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, job: dict, limit_seconds: float) -> dict:
-        """The result of one job; the process is ended if it takes too long."""
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], limit_seconds)[0]:
-            self.process.kill()
-            self.process.wait()
-            return {"error": f"more than {limit_seconds:.0f} s"}
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process died"}
-
-    def close(self) -> float:
-        """End it; seconds of the processor since its start."""
-        self.process.stdin.close()
-        usage = os.wait4(self.process.pid, 0)[2] if self.process.returncode is None else None
-        self.process.returncode = 0 if self.process.returncode is None else self.process.returncode
-        return usage.ru_utime + usage.ru_stime if usage else math.nan
-
-
 class Contest:
     """What all runs on one target share: its data in a file, the clock, the limit."""
 
@@ -192,17 +153,6 @@ class Contest:
         """End all processes."""
         for worker in self.workers.values():
             worker.close()
-
-
-class NUMPY:
-    """The functions that a density needs, of NumPy."""
-
-    exp, tanh = np.exp, np.tanh
-
-    @staticmethod
-    def softplus(x):
-        """log(1 + exp x)."""
-        return np.logaddexp(0, x)
 
 
 def tune(contest: Contest, library: str, sampler: str) -> dict:

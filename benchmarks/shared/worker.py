@@ -39,7 +39,7 @@ def load(job):
         return dict(arrays)
 
 
-def main():
+def main(answer=answer):
     """Serve until the input ends."""
     if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere the libraries' own settings must do
         processors = sorted(os.sched_getaffinity(0))
