@@ -118,7 +118,7 @@ def brier_score(
     Raises:
         ValueError: if a probability or a label is out of range, a row does not sum to 1, or the shapes do not fit.
 
-    Source: Brier (1950), doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
+    Source: Brier (1950), doi:10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2.
     Book: sec-proper-scores
     """
     check_labels(prob, labels)
