@@ -162,9 +162,9 @@ def fit_backprop(
     .. math:: \text{ELBO} \approx \frac{n}{|B|} \sum_{i \in B} \log p(y_i \mid f(\theta_i, x_i))
               - \mathrm{KL}(q(\theta) \,\|\, p(\theta))
 
-    Every epoch goes once through all rows, in a new order. The factor :math:`n / |B|` makes each minibatch's sum
-    an unbiased estimate of the whole one; the divergence is exact and enters whole. The step size falls from ``lr`` to zero along
-    half a cosine, so that the noise of the gradients is averaged out at the end.
+    Every epoch goes once through all rows, in a new order. The factor :math:`n / |B|` makes each minibatch's sum an
+    unbiased estimate of the whole one; the divergence is exact and enters whole. The step size falls from ``lr`` to
+    zero along half a cosine, so that the noise of the gradients is averaged out at the end.
 
     Args:
         model: where to start; it stays as it is.
@@ -173,7 +173,7 @@ def fit_backprop(
         likelihood: p(y | f), from :mod:`bdl_lib.networks`.
         prior_std: σ_p > 0 of independent Gaussians around zero, one for all weights or one a weight.
         num_epochs: how often to go through the data, at least 1.
-        batch_size: :math:`|B|`, at least 1; all rows, if there are fewer. The last minibatch of an epoch may be smaller.
+        batch_size: :math:`|B|`, at least 1; all rows, if there are fewer. An epoch's last minibatch may be smaller.
         lr: Adam's first step size, positive, in the units of the means and of the log standard deviations.
         layer_forward: how a layer draws: :func:`bdl_lib.vi.local_reparameterisation`, :func:`bdl_lib.vi.flipout` or
             :func:`bdl_lib.vi.shared_weights`; any of the three aims at the same bound.
