@@ -45,8 +45,8 @@ def bayesian_linear(
 ) -> BayesianLinear:
     r"""Where the fit of a layer starts: random means, and one small standard deviation.
 
-    The means of the weights are drawn from :math:`N(0, 1 / \text{fan\_in})`, so that outputs are as large as inputs;
-    those of the biases are zero.
+    The means of the weights are Gaussian with variance 1 / ``fan_in``, so that outputs are as large as inputs; those of
+    the biases are zero.
 
     Args:
         fan_in: how many inputs, at least 1.
