@@ -536,12 +536,11 @@ def test_training_repeats_and_leaves_the_start_alone():
 def test_a_bound_that_is_not_finite_stops_and_gives_back_what_there_was(value):
     right = short_fit(spying(networks.gaussian_likelihood(1.0))[0], num_epochs=3, lr=1e-9)
     likelihood, seen = spying(networks.gaussian_likelihood(1.0), at_step=7, value=value)  # in the middle of epoch 2
-    with pytest.raises(backprop.FailedBackprop, match=r"the ELBO of epoch 2 is (nan|-inf); weights") as caught:
+    with pytest.raises(FailedFit, match=r"the ELBO of epoch 2 is (nan|-inf); weights") as caught:
         short_fit(likelihood, num_epochs=50, lr=1e-9)
     assert len(seen) == 9
     failed = caught.value
-    assert isinstance(failed, FailedFit)
-    assert (failed.epoch, failed.step) == (2, 2)
+    assert failed.step == 2
     assert failed.fit.elbo_history.shape == (2,)
     close(failed.fit.elbo_history, right.elbo_history[:2], rtol=1e-6)
     close(failed.fit.model.family.loc, right.model.family.loc, rtol=1e-6, atol=1e-7)
@@ -556,9 +555,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_last_epoch():
         )
 
     likelihood = networks.gaussian_likelihood(1.0)._replace(log_prob=log_prob)
-    with pytest.raises(
-        backprop.FailedBackprop, match=r"epoch 0 is -\d.*; weights that are not finite: 0.weight"
-    ) as caught:
+    with pytest.raises(FailedFit, match=r"epoch 0 is -\d.*; weights that are not finite: 0.weight") as caught:
         short_fit(likelihood, num_epochs=1, batch_size=10)
     assert "1.bias" in caught.value.parameter
     assert caught.value.fit.elbo_history.shape == (0,)

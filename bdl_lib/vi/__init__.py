@@ -8,7 +8,7 @@ Chapter: book/05-vi.ipynb
 """
 
 from bdl_lib.vi.ascent import Ascent, ascend
-from bdl_lib.vi.backprop import BackpropFit, BayesianMlp, FailedBackprop, bayesian_mlp, fit_backprop, kl_to_prior
+from bdl_lib.vi.backprop import BackpropFit, BayesianMlp, bayesian_mlp, fit_backprop, kl_to_prior
 from bdl_lib.vi.calibration import FitCalibration, calibrate_fit
 from bdl_lib.vi.elbo import (
     Elbo,
@@ -49,7 +49,6 @@ __all__ = [
     "BayesianLinear",
     "BayesianMlp",
     "Elbo",
-    "FailedBackprop",
     "FailedFit",
     "Family",
     "Fit",

@@ -30,7 +30,9 @@ class Ascent(NamedTuple):
     family: Family  # mean of the parameters over the last window of steps
     history: Float[Tensor, " steps"]  # nats
     is_converged: bool
-    bad: tuple[int, str] | None  # step and parameter of the first gradient that was not finite: there it stopped
+    bad: (
+        tuple[int, str] | None
+    )  # step and parameter of the first gradient that was not finite, or "" if the bound was not: there it stopped
 
 
 def ascend(
@@ -92,7 +94,7 @@ def ascend(
 
 class _Window(NamedTuple):
     bounds: Float[Tensor, " steps"]
-    is_bad: Bool[Tensor, "steps parameters"]
+    is_bad: Bool[Tensor, "steps parameters_and_bound"]
     mean: Family
 
 
@@ -106,21 +108,21 @@ def _climb(bound, family_type, leaves, optimizer, num_steps):
             leaf.grad = grad
         optimizer.step()
         bounds.append(value.detach())
-        is_bad_grad = ~torch.cat([grad.flatten() for grad in grads]).isfinite()
-        is_bad.append(torch.where(is_bad_grad.any(), is_bad_grad, ~value.isfinite()))
+        is_bad.append(~torch.cat([*(grad.flatten() for grad in grads), value.detach()[None]]).isfinite())
         torch._foreach_add_(total, [leaf.detach() for leaf in leaves])
     mean = family_type(*[part / num_steps for part in total])
     return _Window(torch.stack(bounds), torch.stack(is_bad), mean)
 
 
 def _first_bad(family, is_bad):
-    """Step and name of the first parameter whose gradient is not finite."""
+    """Step and name of the first parameter whose gradient is not finite; no name if it is the bound alone."""
     step, place = divmod(int(is_bad.flatten().int().argmax()), is_bad.shape[1])
     for name, tensor in zip(family._fields, family, strict=True):
         if place < tensor.numel():
             index = [int(i) for i in torch.unravel_index(torch.tensor(place), tensor.shape)]
             return step, f"{name}{index}"
         place -= tensor.numel()
+    return step, ""
 
 
 def _is_higher(bounds, best):

@@ -18,7 +18,7 @@ from bdl_lib.vi.families import MeanFieldGaussian
 from bdl_lib.vi.layers import BayesianLinear, LayerForward, bayesian_linear, flipout, local_reparameterisation
 from bdl_lib.vi.results import FailedFit
 
-__all__ = ["BackpropFit", "BayesianMlp", "FailedBackprop", "bayesian_mlp", "fit_backprop", "kl_to_prior"]
+__all__ = ["BackpropFit", "BayesianMlp", "bayesian_mlp", "fit_backprop", "kl_to_prior"]
 
 
 class BayesianMlp(NamedTuple):
@@ -65,23 +65,6 @@ class BackpropFit(NamedTuple):
 
     model: BayesianMlp
     elbo_history: Float[Tensor, " epochs"]  # nats, an estimate on all data while the weights moved on
-
-
-class FailedBackprop(FailedFit):
-    """Training met a number that is not finite; ``fit`` holds what there was before that epoch.
-
-    Args:
-        message: what happened.
-        fit: the model at the start of the failed epoch, and the history before it.
-        epoch: which one failed, counted from 0.
-        parameter: the weights that are not finite, such as "0.bias, 1.weight"; empty if it is the bound alone.
-
-    Book: sec-backprop
-    """
-
-    def __init__(self, message: str, *, fit: BackpropFit, epoch: int, parameter: str = ""):
-        RuntimeError.__init__(self, message)
-        self.fit, self.step, self.epoch, self.parameter = fit, epoch, epoch, parameter
 
 
 def bayesian_mlp(
@@ -187,7 +170,7 @@ def fit_backprop(
 
     Raises:
         ValueError: if a setting is out of range, or model, data, likelihood and prior do not fit.
-        FailedBackprop: if the bound or a weight is not finite after an epoch. It names the epoch, and holds the model
+        FailedFit: if the bound or a weight is not finite after an epoch. It names the epoch, and holds the model
             from before it.
 
     Source: Blundell, Cornebise, Kavukcuoglu and Wierstra (2015), Weight Uncertainty in Neural Networks,
@@ -270,10 +253,10 @@ def _check_data(model, inputs, targets, likelihood, prior_std) -> Tensor:
 
 
 def _check_finite(epoch: int, elbo: Tensor, family: MeanFieldGaussian, fit: BackpropFit) -> None:
-    """Raise :class:`FailedBackprop` unless the bound and all parameters are finite; waits for the device once."""
+    """Raise :class:`FailedFit` unless the bound and all parameters are finite; waits for the device once."""
     if torch.stack([elbo, *(tensor.detach().sum() for tensor in family)]).isfinite().all():
         return
     is_bad = ~(family.loc.isfinite() & family.log_std.isfinite())
     bad = ", ".join(name for name, where in fit.model.network.weight_slices.items() if is_bad[where].any())
     what = f"the ELBO of epoch {epoch} is {elbo.item():.4g}; weights that are not finite: {bad or 'none yet'}"
-    raise FailedBackprop(f"{what}. Try a smaller lr; .fit has what was before it", fit=fit, epoch=epoch, parameter=bad)
+    raise FailedFit(f"{what}. Try a smaller lr; .fit has what was before it", fit=fit, step=epoch, parameter=bad)

@@ -155,19 +155,19 @@ def _climb(density, path, noise, num_steps, min_kl, has_run_away, bar):
     """Newton steps on fixed draws, halved while they do not raise the bound, until the next one is short."""
     family, elbos, step_size = path.family, [], 1.0
     here = there = survey(density, family, noise)
-    if not here.is_finite.all():
+    if not _is_sound(here):
         return path._replace(bad=(0, _name(here)))
     while len(elbos) < num_steps and step_size > _MIN_STEP_SIZE and not has_run_away(family):
         step = natural_step(family, here, step_size=step_size)
         if step.kl < min_kl:
             break
         there = survey(density, step.family, step.noise)
-        is_better = bool(there.is_finite.all() & (there.elbo > here.elbo))
+        is_better = _is_sound(there) and bool(there.elbo > here.elbo)
         step_size = min(1.0, 2 * step_size) if is_better else step_size / 2
         family, here = (step.family, there) if is_better else (family, here)
         elbos.append(here.elbo)
         bar.update()
-    is_stuck = step_size <= _MIN_STEP_SIZE and not there.is_finite.all()
+    is_stuck = step_size <= _MIN_STEP_SIZE and not _is_sound(there)
     return _Path(family, elbos, False, (len(elbos), _name(there)) if is_stuck else None)
 
 
@@ -176,7 +176,7 @@ def _average(density, path, draw_noise, num_steps, tolerance, bar):
     family, elbos, kls = path.family, [*path.elbos], []
     while len(elbos) < num_steps:
         here = survey(density, family, draw_noise())
-        if not here.is_finite.all():
+        if not _is_sound(here):
             return _Path(family, elbos, False, (len(elbos), _name(here)))
         step = natural_step(family, here, step_size=1 / (len(kls) + 2))
         family = step.family
@@ -257,13 +257,22 @@ def _std(family, generator):
         return family.rsample(_NUM_LOOKS, generator=generator).std(0)
 
 
+def _is_sound(there):
+    return bool(there.is_finite.all() & there.elbo.isfinite())
+
+
 def _name(there):
-    return f"loc[{int(there.is_finite.int().argmin())}]"
+    return "" if there.is_finite.all() else f"loc[{int(there.is_finite.int().argmin())}]"
 
 
 def not_finite(result, step, parameter):
-    message = f"the gradient of {parameter} is not finite at step {step}, where the density or its gradient is not"
-    return FailedFit(f"{message}; the best family so far is in .fit", fit=result, step=step, parameter=parameter)
+    what = f"the gradient of {parameter}" if parameter else "log_prob"
+    return FailedFit(
+        f"{what} is not finite at step {step}; the best family so far is in .fit",
+        fit=result,
+        step=step,
+        parameter=parameter,
+    )
 
 
 def _run_away(result):

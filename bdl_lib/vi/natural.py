@@ -80,8 +80,9 @@ def survey(density: Density, family: Gaussian, noise: Float[Tensor, "samples dim
     curvature = -(white.mT @ noise) / len(noise)
     log_volume = (scale.diagonal().abs() if is_full else scale).log().sum()
     entropy = log_volume + 0.5 * family.dim * log(2 * pi * e)
-    is_finite = grad.isfinite().all(0) & log_prob.isfinite().all()
-    return Survey(log_prob.mean() + entropy, white.mean(0), 0.5 * (curvature + curvature.mT), noise, is_finite)
+    return Survey(
+        log_prob.mean() + entropy, white.mean(0), 0.5 * (curvature + curvature.mT), noise, grad.isfinite().all(0)
+    )
 
 
 def natural_step(family: Gaussian, there: Survey, *, step_size: float = 1.0) -> NaturalStep:

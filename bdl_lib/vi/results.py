@@ -36,14 +36,15 @@ class FailedFit(RuntimeError):
 
     Args:
         message: what happened.
-        fit: the best family so far, with the history up to there; ``is_converged`` is False.
-        step: where, counted from 0.
-        parameter: which one, such as "loc[3]"; empty if the trouble is not one parameter's.
+        fit: a record: :class:`Fit` with the best family so far and the history up to there, its ``is_converged``
+            False; of :func:`bdl_lib.vi.fit_backprop` a :class:`BackpropFit`, from before the epoch that failed.
+        step: where, counted from 0; of :func:`bdl_lib.vi.fit_backprop`, the epoch.
+        parameter: which one, such as "loc[3]" or "0.bias, 1.weight"; empty if the trouble is no parameter's.
 
     Book: sec-fit
     """
 
-    def __init__(self, message: str, *, fit: Fit, step: int, parameter: str = ""):
+    def __init__(self, message: str, *, fit: tuple, step: int, parameter: str = ""):
         super().__init__(message)
         self.fit, self.step, self.parameter = fit, step, parameter
 
