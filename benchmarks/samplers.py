@@ -29,7 +29,6 @@ R-hat is below 1.008.
 """
 
 import argparse
-import concurrent.futures
 import json
 import math
 import os
@@ -42,7 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 from shared import targets
-from shared.processes import NUMPY, Worker
+from shared.processes import NUMPY, Worker, run_all
 from shared.report import table, write_section
 
 SETTINGS = Path(__file__).parent / "samplers.json"
@@ -320,17 +319,6 @@ def in_words(ratio: float) -> str:
     if math.isnan(ratio):
         return "nobody counts"
     return f"{ratio:.2f}" if 0 < ratio < math.inf else "the project alone counts" if ratio else "a peer alone counts"
-
-
-def run_all(do, contests: dict[str, Contest], num_processors: int) -> list:
-    """``do`` for every target's name, the targets of one processor one after the other."""
-
-    def in_turn(processor):
-        return {name: do(name) for name, contest in contests.items() if contest.processor == processor}
-
-    with concurrent.futures.ThreadPoolExecutor(num_processors) as pool:
-        done = {name: result for part in pool.map(in_turn, range(num_processors)) for name, result in part.items()}
-    return [done[name] for name in contests]
 
 
 def quick_settings(only: list[str]) -> dict:

@@ -30,7 +30,6 @@ to try: it gets NumPyro's settings, with more steps or a lower rate where its ow
 """
 
 import argparse
-import concurrent.futures
 import functools
 import itertools
 import json
@@ -46,7 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 from shared import variational_targets as targets
-from shared.processes import NUMPY, Worker
+from shared.processes import NUMPY, Worker, run_all
 from shared.report import table, write_section
 
 SETTINGS = Path(__file__).parent / "variational.json"
@@ -462,17 +461,6 @@ def report(contests: dict, families: list, settings: dict, seeds: tuple, num_pro
     )
     header = ["target", "family", "best ELBO", "tolerance (nats)", "cold (claim: ≤ 0.5)", "warm (claim: ≤ 1)"]
     return "\n".join([lead, "", *table(header, [row for row, _ in done]), "", *[x for _, lines in done for x in lines]])
-
-
-def run_all(do, contests: dict[str, Contest], num_processors: int) -> list:
-    """``do`` for every target's name, the targets of one processor one after the other."""
-
-    def in_turn(processor):
-        return {name: do(name) for name, contest in contests.items() if contest.processor == processor}
-
-    with concurrent.futures.ThreadPoolExecutor(num_processors) as pool:
-        done = {name: result for part in pool.map(in_turn, range(num_processors)) for name, result in part.items()}
-    return [done[name] for name in contests]
 
 
 def warm_up(contests: dict[str, Contest], only: list[str], num_processors: int) -> None:

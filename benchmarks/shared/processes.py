@@ -1,5 +1,6 @@
 """A library in a process of its own, which ``shared.worker`` or ``shared.variational_worker`` serves."""
 
+import concurrent.futures
 import json
 import math
 import os
@@ -59,3 +60,14 @@ class Worker:
         usage = os.wait4(self.process.pid, 0)[2] if self.process.returncode is None else None
         self.process.returncode = 0 if self.process.returncode is None else self.process.returncode
         return usage.ru_utime + usage.ru_stime if usage else math.nan
+
+
+def run_all(do, contests: dict, num_processors: int) -> list:
+    """``do`` for every target's name, the targets of one processor one after the other; a contest says which."""
+
+    def in_turn(processor):
+        return {name: do(name) for name, contest in contests.items() if contest.processor == processor}
+
+    with concurrent.futures.ThreadPoolExecutor(num_processors) as pool:
+        done = {name: result for part in pool.map(in_turn, range(num_processors)) for name, result in part.items()}
+    return [done[name] for name in contests]
