@@ -17,12 +17,10 @@ the products: shown, not claimed.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from shared.report import write_section
+from shared.timing import median_ratios
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,23 +28,6 @@ from bdl_lib import networks
 
 SIZES = [2, 50, 50, 3]
 ACTIVATIONS = {"ReLU": (torch.relu, nn.ReLU), "tanh": (torch.tanh, nn.Tanh)}
-
-
-def median_ratios(contestants: dict[str, Callable], num_rounds: int) -> dict[str, float]:
-    """How many times the first one's time each of the others takes; all run once a round, busy machine or not."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    for call in contestants.values():
-        call()
-    seconds = {name: [] for name in contestants}
-    for _ in range(num_rounds):
-        for name, call in contestants.items():
-            start = clock()
-            call()
-            seconds[name].append(clock() - start)
-    first, *others = seconds
-    return {
-        name: statistics.median(a / b for a, b in zip(seconds[name], seconds[first], strict=True)) for name in others
-    }
 
 
 def loop(module: nn.Module, network: networks.Network, weights: Tensor, inputs: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ import functools
 import tempfile
 
 import torch
+from torch import nn
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes, evidence, mcmc, networks, scores, vi
+from bdl_lib import bayes, dropout, evidence, mcmc, networks, scores, uncertainty, vi
 from bdl_lib.mcmc.hmc import hmc
 
 
@@ -778,6 +779,359 @@ SCORES = {
     ],
 }
 
+# ---- uncertainty
+
+
+def _class_draws(t):
+    """Two draws of probabilities, [2, 2, 3, 2, 1]: two images of three classes and 2 x 1 pixels."""
+    one, other = [[[1.0], [0.0]], [[-1.0], [2.0]], [[0.0], [0.0]]], [[[0.5], [1.0]], [[0.0], [2.0]], [[3.0], [-3.0]]]
+    return t([[one, other], [other, one]]).softmax(2)
+
+
+def _logits(t):
+    """Logits of five points with their labels, four of them right."""
+    return t([[2.0, 0.0, 1.0], [0.5, 1.5, 0.0], [0.0, -1.0, 1.0], [1.0, 3.0, 0.0], [0.0, 0.5, 0.2]]), t([0, 1, 2, 1, 0])
+
+
+def _suspects(t):
+    """Scores, which of them are unfamiliar, and the image of each."""
+    score = t([0.1, 0.9, 0.4, 0.4, 0.8, 0.3, 0.7, 0.2])
+    return score, t([False, True, True, False, True, False, False, False]), t([4, 4, 7, 7, 2, 2, 2, 4])
+
+
+UNCERTAINTY = {
+    "uncertainty.gaussian_nll": lambda t: uncertainty.gaussian_nll(t([[0.0, 1.0]]), t([[-1.0, 2.0]]), t([[0.5, -3.0]])),
+    "uncertainty.laplace_nll": lambda t: uncertainty.laplace_nll(t([[0.0, 1.0]]), t([[-1.0, 2.0]]), t([[0.5, -3.0]])),
+    "uncertainty.sampled_logit_nll": lambda t: uncertainty.sampled_logit_nll(
+        *[_class_draws(t)[0]] * 2, t([[[0], [2]], [[1], [1]]]), num_samples=3, generator=t.generator
+    ),
+    "uncertainty.sampled_logit_prob": lambda t: uncertainty.sampled_logit_prob(
+        *[_class_draws(t)[0]] * 2, num_samples=3, generator=t.generator
+    ),
+    "uncertainty.add_class_draw": lambda t: uncertainty.add_class_draw(
+        uncertainty.add_class_draw(None, _class_draws(t)[0]), _class_draws(t)[1]
+    ),
+    "uncertainty.add_regression_draw": lambda t: uncertainty.add_regression_draw(
+        uncertainty.add_regression_draw(None, t([1.0, 2.0]), t([0.1, 0.0])), t([1.5, 2.0]), t([0.2, 0.3])
+    ),
+    "uncertainty.decompose_classes": lambda t: uncertainty.decompose_classes(_class_draws(t)),
+    "uncertainty.decompose_regression": lambda t: uncertainty.decompose_regression(
+        [(t([1.0, 2.0]), t([0.1, 0.0])), (t([1.5, 2.0]), t([0.2, 0.3]))]
+    ),
+    "uncertainty.top_label": lambda t: uncertainty.top_label(_logits(t)[0].softmax(1), _logits(t)[1]),
+    "uncertainty.reliability_diagram": lambda t: [
+        uncertainty.reliability_diagram(*_announced(t), num_bins=3, bins=bins)
+        for bins in ("equal_count", "equal_width")
+    ],
+    "uncertainty.corrected_ece": lambda t: [
+        uncertainty.corrected_ece(*_announced(t), num_bins=3, bins=bins) for bins in ("equal_count", "equal_width")
+    ],
+    "uncertainty.fit_temperature": lambda t: [
+        (found, found.softmax_temperature) for found in [uncertainty.fit_temperature(*_logits(t))]
+    ],
+    "uncertainty.fit_vector_scaling": lambda t: uncertainty.fit_vector_scaling(*_logits(t), prior_prec=1.0),
+    "uncertainty.scale_logits": lambda t: [
+        uncertainty.scale_logits(_class_draws(t)[0], uncertainty.LogitScaling(t(scale), t(scale), t(0.0)))
+        for scale in ([0.5], [0.5, 1.0, 2.0])
+    ],
+    "uncertainty.lack_of_confidence": lambda t: uncertainty.lack_of_confidence(_class_draws(t)[0]),
+    "uncertainty.predictive_entropy": lambda t: uncertainty.predictive_entropy(_class_draws(t)[0]),
+    "uncertainty.free_energy": lambda t: uncertainty.free_energy(_class_draws(t)[0], softmax_temperature=2.0),
+    "uncertainty.detection": lambda t: [
+        uncertainty.detection(*_suspects(t)[:2], group=group) for group in (None, _suspects(t)[2])
+    ],
+    "uncertainty.compare_detectors": lambda t: uncertainty.compare_detectors(
+        _suspects(t)[0], -_suspects(t)[0], _suspects(t)[1], group=_suspects(t)[2]
+    ),
+}
+
+# ---- dropout: the other cheap posteriors
+
+
+def _filled_linear(t, fan_in, fan_out):
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out, **t.like)
+    for parameter in layer.parameters():
+        size = parameter.numel()
+        parameter.data = torch.linspace(-1, 1, size, **t.like).view_as(parameter).sin()
+    return layer
+
+
+def _cheap_net(t):
+    """A network that ends in a linear layer, with three outputs, and data with a class each."""
+    net = torch.nn.Sequential(_filled_linear(t, 2, 3), torch.nn.Tanh(), _filled_linear(t, 3, 3))
+    inputs = t([[0.3, -1.0], [1.0, 0.2], [-0.5, 0.7], [0.9, 0.9]])
+    return net, inputs, t([0, 1, 2, 1])
+
+
+def _cheap_fit(t, fit, **settings):
+    settings |= {"num_epochs": 2, "batch_size": 3, "generator": t.generator}
+    return fit(*_cheap_net(t), torch.nn.functional.cross_entropy, **settings)
+
+
+def _ensemble(t):
+    return _cheap_fit(t, dropout.fit_ensemble, num_members=2)
+
+
+def _swag(t):
+    return _cheap_fit(t, dropout.fit_swag, rank=2)
+
+
+def _last_layer(t, **settings):
+    return dropout.last_layer_laplace(*_cheap_net(t), networks.categorical_likelihood(3), **settings)
+
+
+def _last_layer_regression(t):
+    net, inputs, _ = _cheap_net(t)
+    net = torch.nn.Sequential(net, _filled_linear(t, 3, 1))
+    return dropout.last_layer_laplace(net, inputs, t([0.1, 0.3, -1.0, 0.2]), networks.gaussian_likelihood(0.3))
+
+
+CHEAP_POSTERIORS = {
+    "dropout.fit_ensemble": lambda t: (_ensemble(t), _ensemble(t).member(1)),
+    "dropout.predict_ensemble": lambda t: dropout.predict_ensemble(_ensemble(t), t([[0.1, 0.2]])),
+    "dropout.fit_swag": _swag,
+    "dropout.sample_swag": lambda t: dropout.sample_swag(_swag(t), 3, generator=t.generator),
+    "dropout.predict_swag": lambda t: dropout.predict_swag(
+        _swag(t), t([[0.1, 0.2]]), num_samples=3, generator=t.generator
+    ),
+    "dropout.last_layer_laplace": lambda t: [
+        (found.body, found.loc, found.scale @ found.scale.mT, found.prior_prec, found.log_evidence)
+        for found in (_last_layer(t, prior_prec=1.0), _last_layer(t), _last_layer_regression(t))
+    ],
+    "dropout.last_layer_moments": lambda t: dropout.last_layer_moments(_last_layer(t, prior_prec=1.0), t([[0.1, 0.2]])),
+    "dropout.draw_last_layer": lambda t: dropout.draw_last_layer(
+        _last_layer(t, prior_prec=1.0), t([[0.1, 0.2]]), num_samples=3, generator=t.generator
+    ),
+    "dropout.predict_last_layer_regression": lambda t: dropout.predict_last_layer_regression(
+        _last_layer_regression(t), t([[0.1, 0.2]])
+    ),
+    "dropout.predict_last_layer_classes": lambda t: dropout.predict_last_layer_classes(
+        _last_layer(t, prior_prec=1.0), t([[0.1, 0.2]]), num_samples=3, generator=t.generator
+    ),
+    "dropout.probit_class_prob": lambda t: dropout.probit_class_prob(_last_layer(t, prior_prec=1.0), t([[0.1, 0.2]])),
+}
+
+# ---- dropout: prediction, objective, training
+
+
+def _dropping(t, num_outputs=1):
+    """A stochastic layer in front of a linear one, and inputs for it."""
+    model = nn.Sequential(dropout.Dropout(0.5), _linear(t, num_outputs))
+    return model, t([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]])
+
+
+def _linear(t, num_outputs):
+    """The same weights on every device, without a random number."""
+    linear = nn.utils.skip_init(nn.Linear, 3, num_outputs, **t.like)
+    with torch.no_grad():
+        linear.weight.copy_(torch.arange(3 * num_outputs, **t.like).view(num_outputs, 3) / 5)
+        linear.bias.zero_()
+    return linear
+
+
+def _half_square(outputs, targets):
+    return 0.5 * (outputs[:, 0] - targets).square().mean()
+
+
+def _concrete(t):
+    return dropout.ConcreteDropout(_linear(t, 2), 0.3)
+
+
+def _smooth_and_exact(t, layer):
+    """The layer by itself, with smooth masks, and with exact ones."""
+    inputs = t([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]])
+    with dropout.drawing(layer, generator=t.generator):
+        smooth = layer(inputs)
+        with torch.no_grad():
+            return layer(inputs), smooth, layer(inputs), layer
+
+
+DROPOUT_FITS = {
+    "dropout.predict_classes": lambda t: [
+        dropout.predict_classes(*_dropping(t, 3), num_passes=100, tolerance=tolerance, generator=t.generator)
+        for tolerance in (None, 0.05)
+    ],
+    "dropout.predict_regression": lambda t: [
+        (found, found.std)
+        for found in [dropout.predict_regression(*_dropping(t), noise_prec=2.0, num_passes=9, generator=t.generator)]
+    ],
+    "dropout.log_likelihood": lambda t: dropout.log_likelihood(
+        *_dropping(t), t([0.3, 1.0]), noise_prec=2.0, num_passes=9, generator=t.generator
+    ),
+    "dropout.weight_decay_of": lambda t: dropout.weight_decay_of(
+        length_scale=t(0.5), rate=t([0.0, 0.5]), num_data=10, noise_prec=t(3.0)
+    ),
+    "dropout.noise_prec_of": lambda t: dropout.noise_prec_of(
+        length_scale=0.5, rate=t([0.0, 0.5]), num_data=10, weight_decay=t(3.0), is_inverted=False
+    ),
+    "dropout.length_scale_of": lambda t: dropout.length_scale_of(weight_decay=0.1, rate=t([0.0, 0.5]), num_data=10),
+    "dropout.dropout_kl": lambda t: [
+        dropout.dropout_kl(t([[0.5, 1.0], [0.0, 0.1]]), component_std=0.2, rate=rate, length_scale=1.5)
+        for rate in (0.0, 0.3)
+    ],
+    "dropout.fit": lambda t: dropout.fit(
+        nn.Sequential(_dropping(t)[0][0], _concrete(t)),
+        t([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0], [0.0, 0.0, 1.0]]),
+        t([0.3, 1.0, 0.0]),
+        _half_square,
+        num_epochs=2,
+        batch_size=2,
+        lr=0.1,
+        weight_decay=0.1,
+        regulariser=lambda model: dropout.concrete_regulariser(model, length_scale=0.5, num_data=3),
+        generator=t.generator,
+    ),
+    "dropout.ConcreteDropout": lambda t: _smooth_and_exact(t, _concrete(t)),
+    "dropout.concrete_regulariser": lambda t: dropout.concrete_regulariser(_concrete(t), length_scale=0.5, num_data=3),
+}
+
+# ---- uncertainty: to act on it
+
+
+def _class_prob(t, *shape):
+    """Probabilities over dimension 1."""
+    return torch.randn(shape, generator=t.generator, **t.like).softmax(1)
+
+
+def _conformal(t, value):
+    return uncertainty.ConformalQuantile(t(value), 0.9, 10)
+
+
+def _judged(t):
+    """Confidences, two of them equal, and whether the answers were wrong."""
+    return t([0.9, 0.2, 0.5, 0.5, 0.7, 0.1]), t([False, True, False, True, False, True])
+
+
+UNCERTAINTY_USE = {
+    "uncertainty.conformal_quantile": lambda t: [
+        uncertainty.conformal_quantile(t([0.3, 0.1, 2.0]), level) for level in (0.5, 0.9)
+    ],
+    "uncertainty.coverage_law": lambda t: uncertainty.coverage_law(20, 0.9, **t.like),
+    "uncertainty.residual_score": lambda t: [
+        uncertainty.residual_score(t([0.0, 1.0]), t([0.5, 3.0]), scale=scale) for scale in (2.0, t([0.5, 1.0]))
+    ],
+    "uncertainty.residual_interval": lambda t: [
+        uncertainty.residual_interval(t([0.0, 1.0]), _conformal(t, 0.5), scale=scale)[:2]
+        for scale in (2.0, t([0.5, 1.0]))
+    ],
+    "uncertainty.quantile_score": lambda t: uncertainty.quantile_score(t([0.0]), t([1.0]), t([3.0])),
+    "uncertainty.quantile_interval": lambda t: uncertainty.quantile_interval(
+        t([0.0, 0.0]), t([1.0, 4.0]), _conformal(t, -1.0)
+    )[:2],
+    "uncertainty.threshold_score": lambda t: uncertainty.threshold_score(_class_prob(t, 2, 3), t([2, 0])),
+    "uncertainty.threshold_set": lambda t: uncertainty.threshold_set(_class_prob(t, 2, 3), _conformal(t, 0.7)),
+    "uncertainty.cumulative_score": lambda t: [
+        uncertainty.cumulative_score(_class_prob(t, 2, 3), t([2, 0]), generator=generator)
+        for generator in (None, t.generator)
+    ],
+    "uncertainty.cumulative_set": lambda t: [
+        uncertainty.cumulative_set(_class_prob(t, 2, 3), _conformal(t, 0.7), generator=generator)
+        for generator in (None, t.generator)
+    ],
+    "uncertainty.pixel_quantile": lambda t: [
+        uncertainty.pixel_quantile(t([[0.1, 0.2], [0.5, 0.3]]), 0.5, is_valid=is_valid)
+        for is_valid in (None, t([[True, False], [True, True]]))
+    ],
+    "uncertainty.image_score": lambda t: [
+        uncertainty.image_score(t([[0.1, 0.2], [0.5, 0.3]]), 0.5, is_valid=is_valid)
+        for is_valid in (None, t([[True, False], [True, True]]))
+    ],
+    "uncertainty.adaptive_conformal": lambda t: uncertainty.adaptive_conformal(
+        t([0.1, 0.5, 0.3, 2.0, 0.2, 4.0]), 0.6, window=2, step_size=0.3
+    ),
+    "uncertainty.area_under_risk_coverage": lambda t: uncertainty.area_under_risk_coverage(
+        _judged(t)[0], t([0.0, 1.0, 0.2, 0.4, 0.1, 2.0])
+    ),
+    "uncertainty.risk_upper_bound": lambda t: uncertainty.risk_upper_bound(
+        t([0, 2]), t([5, 9]), 0.9, dtype=t.like["dtype"]
+    ),
+    "uncertainty.threshold_for_risk": lambda t: [
+        uncertainty.threshold_for_risk(*_judged(t), target_risk=risk, level=0.5, num_candidates=3)
+        for risk in (0.8, 0.01)
+    ],
+    "uncertainty.threshold_for_coverage": lambda t: uncertainty.threshold_for_coverage(_judged(t)[0], 0.6),
+    "uncertainty.bald": lambda t: uncertainty.bald(_class_prob(t, 6, 3).view(2, 3, 3)),
+    "uncertainty.batch_bald": lambda t: uncertainty.batch_bald(
+        _class_prob(t, 8, 3).view(2, 4, 3), 3, num_configurations=4, generator=t.generator
+    ),
+    "uncertainty.top_batch": lambda t: uncertainty.top_batch(t([0.1, 3.0, 2.0]), 2),
+    "uncertainty.random_batch": lambda t: uncertainty.random_batch(5, 2, generator=t.generator),
+    "uncertainty.scene_network": lambda t: [
+        (network, network(torch.rand(2, 1, 16, 16, generator=t.generator, **t.like)))
+        for network in [uncertainty.scene_network(3, width=8, generator=t.generator, dtype=t.like["dtype"])]
+    ],
+    "uncertainty.scene_loss": lambda t: uncertainty.scene_loss(
+        torch.randn(1, 5, 1, 3, generator=t.generator, **t.like), t([[[0, -1, 2]]]), t([[[1.0, 2.0, 4.0]]])
+    ),
+}
+
+# ---- dropout: layers, passes and masks
+
+
+def _filled(t, layer, *settings):
+    """A layer with the same weights on every device, without a random number."""
+    layer = nn.utils.skip_init(layer, *settings, **t.like)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, 0.3)
+    return layer
+
+
+def _stochastic(t):
+    """A model with all three layers, 8 channels, weights and units to drop, and two inputs for it."""
+    first = [_filled(t, nn.Conv2d, 1, 2, 2), dropout.ChannelDropout(0.5), nn.Flatten()]
+    model = nn.Sequential(*first, _filled(t, dropout.DropConnect, 2, 2, 0.3), nn.ReLU(), dropout.Dropout(0.1))
+    return model.eval(), t([[[[0.1, 1.0], [0.2, -0.5]]], [[[1.0, 0.0], [0.5, 0.5]]]])
+
+
+def _inverted(t, layer, *shape):
+    """The layer as it is, and with masks."""
+    inputs = torch.ones(3, *shape, **t.like)
+    with dropout.drawing(layer, generator=t.generator):
+        drawn = layer(inputs)
+    return layer(inputs), drawn
+
+
+def _one_pass(t):
+    model, inputs = _stochastic(t)
+    with dropout.drawing(model, generator=t.generator):
+        return model(inputs)
+
+
+def _converted(t, convert, *settings):
+    layers = [_filled(t, nn.Linear, 2, 2), *([] if settings else [nn.Dropout2d(0.5), nn.Dropout(0.1)])]
+    model = convert(nn.Sequential(*layers), *settings)
+    return model, model(t([[0.5, 1.0]]))
+
+
+def _shared(t):
+    model, inputs = _stochastic(t)
+    shared = dropout.share(model, inputs)
+    values = shared.below(inputs)
+    with dropout.drawing(model, generator=t.generator):
+        return values, shared.above(values, 1)
+
+
+def _passes(t, draw):
+    settings = [{}, {"is_shared": True}, {"memory_bytes": 1000}]
+    return [draw(*_stochastic(t), num_passes=3, generator=t.generator, **each) for each in settings]
+
+
+DROPOUT_PASSES = {
+    "dropout.Dropout": lambda t: [_inverted(t, dropout.Dropout(rate), 4) for rate in (0.1, 0.5, 1e-9)],
+    "dropout.ChannelDropout": lambda t: _inverted(t, dropout.ChannelDropout(0.5), 2, 2, 2),
+    "dropout.DropConnect": lambda t: _inverted(t, _filled(t, dropout.DropConnect, 2, 2, 0.3), 2),
+    "dropout.drawing": _one_pass,
+    "dropout.stochastic_layers": lambda t: dropout.stochastic_layers(_stochastic(t)[0]),
+    "dropout.convert": lambda t: _converted(t, dropout.convert),
+    "dropout.dropconnect": lambda t: _converted(t, dropout.dropconnect, 0.2),
+    "dropout.share": _shared,
+    "dropout.draw_passes": lambda t: _passes(t, dropout.draw_passes),
+    "dropout.iterate_passes": lambda t: [list(chunks) for chunks in _passes(t, dropout.iterate_passes)],
+    "dropout.draw_masks": lambda t: dropout.draw_masks(*_stochastic(t), num_draws=3, generator=t.generator),
+    "dropout.all_masks": lambda t: dropout.all_masks(*_stochastic(t)),
+    "dropout.apply_masks": lambda t: dropout.apply_masks(*_stochastic(t), dropout.all_masks(*_stochastic(t)).masks),
+}
+
 # ---- all of them
 
 EXAMPLES = {
@@ -790,6 +1144,11 @@ EXAMPLES = {
     **VI_NETWORKS,
     **VI_JUDGING,
     **SCORES,
+    **DROPOUT_FITS,
+    **DROPOUT_PASSES,
+    **UNCERTAINTY,
+    **CHEAP_POSTERIORS,
+    **UNCERTAINTY_USE,
 }
 
 # Functions that copy tensors to the host by design, and why; no others may.
