@@ -349,7 +349,7 @@ def test_what_passes_share_runs_once():
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-@pytest.mark.parametrize(("name", "memory_bytes"), [("sequential", 2000), ("dropconnect", 1000), ("branches", 2000)])
+@pytest.mark.parametrize(("name", "memory_bytes"), [("sequential", 4000), ("dropconnect", 2000), ("branches", 4000)])
 def test_small_memory_cuts_inputs_and_passes_into_parts(name, memory_bytes, is_shared):
     make, num_features, _ = MODELS[name]
     model, x, num = set_weights(make()), randn(1, num_features).repeat(23, 1), 40

@@ -108,7 +108,7 @@ def iterate_passes(
     """
     plan = _plan(model, inputs, num_passes, is_shared, memory_bytes)
     pass_bytes = len(inputs) * math.prod(plan.out_shape) * plan.dtype.itemsize
-    sizes = _even_parts(num_passes, max(1, memory_bytes // 4 // max(1, pass_bytes)))
+    sizes = _even_parts(num_passes, max(1, memory_bytes // 8 // max(1, pass_bytes)))
     return (_run(plan, inputs, size, generator) for size in sizes)
 
 
@@ -179,20 +179,21 @@ def _peaks(shared: SharedModel, layers: dict[str, StochasticLayer], rows: Tensor
 
 
 def _sizes(costs: _Costs, num_inputs: int, num_passes: int, memory_bytes: int, device: torch.device) -> tuple[int, int]:
-    """How many inputs, and how many passes over them, to run at a time.
+    """How many inputs, and how many passes over them, to run at a time, within a quarter of the memory.
 
-    Half the memory is kept for what :class:`PeakMemory` does not see, and for the results.
+    The rest is for what :class:`PeakMemory` does not see: the scratch space of convolutions, what the allocator keeps
+    of memory that was given back (seen: three times what was in use), and the results that :func:`iterate_passes` hands
+    out.
     """
     least = max(costs.below, costs.row + costs.one_pass)
-    if memory_bytes // 2 < least:
-        raise ValueError(f"memory_bytes must be at least {2 * least} for one pass over one input, got {memory_bytes}")
-    budget = memory_bytes // 2 - costs.one_pass
-    best = min(budget, _CACHE_BYTES) if device.type == "cpu" else budget
+    budget = memory_bytes // 4
+    if budget < least:
+        raise ValueError(f"memory_bytes must be at least {4 * least} for one pass over one input, got {memory_bytes}")
+    above = min(budget, _CACHE_BYTES) if device.type == "cpu" else budget
     row = max(1, costs.row)
-    block_size = min(num_inputs, memory_bytes // 2 // max(1, costs.below), max(1, best // row))
-    block_size = _even_parts(num_inputs, max(1, block_size))[0]
-    best = min(memory_bytes // 2, _CACHE_BYTES) if device.type == "cpu" else memory_bytes // 2
-    chunk_size = best // (block_size * row + costs.one_pass)
+    most = min(num_inputs, budget // max(1, costs.below), (above - costs.one_pass) // row)
+    block_size = _even_parts(num_inputs, max(1, most))[0]
+    chunk_size = above // (block_size * row + costs.one_pass)
     return block_size, _even_parts(num_passes, max(1, chunk_size))[0]
 
 
