@@ -1,7 +1,7 @@
 r"""Fixed masks: a draw of the network as one function of its input, and all the functions that there are.
 
-A dictionary holds the masks of every stochastic layer, [T, *shape of one mask], by the layer's name in the model. A
-layer that a pass goes through again has a mask for each time: ``"drop"``, ``"drop:2"``, …
+A dictionary holds the masks of every stochastic layer, ``[T, *shape]`` for masks of that shape, by the layer's name in
+the model. A layer that a pass goes through again has a mask for each time: ``"drop"``, ``"drop:2"``, …
 
 Chapter: book/07-dropout.ipynb
 """
