@@ -153,7 +153,7 @@ def residual_interval(
         scale: σ > 0, from the same model that gave the calibration scores theirs.
 
     Returns:
-        An :class:`Interval` in the unit of ``loc``.
+        An :class:`bdl_lib.scores.Interval` in the unit of ``loc``.
 
     Raises:
         ValueError: if something is not finite, or a scale is not positive.
@@ -201,7 +201,7 @@ def quantile_interval(
         quantile: of the quantile scores of the calibration points.
 
     Returns:
-        An :class:`Interval`. One that would be empty (a quantile below zero can do that) is its middle instead, a
+        An :class:`bdl_lib.scores.Interval`. One that would be empty (a quantile below zero can do that) is its middle instead, a
         single point, which cannot lower the coverage.
 
     Raises:
