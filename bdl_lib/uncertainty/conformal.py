@@ -201,8 +201,8 @@ def quantile_interval(
         quantile: of the quantile scores of the calibration points.
 
     Returns:
-        An :class:`bdl_lib.scores.Interval`. One that would be empty (a quantile below zero can do that) is its middle instead, a
-        single point, which cannot lower the coverage.
+        An :class:`bdl_lib.scores.Interval`. One that would be empty (a quantile below zero can do that) is its middle
+        instead, a single point, which cannot lower the coverage.
 
     Raises:
         ValueError: if the shapes differ or something is not finite.
