@@ -25,11 +25,15 @@ SETTLE = """async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
     await document.fonts.ready;
 }"""
-# The theme takes 300 ms to find out that something scrolls now.
+# The theme takes 300 ms to find out that something scrolls now, and longer while the page is at work.
 UNFOLD = """async () => {
     const folds = document.querySelectorAll("article details:not([open]), article .toggle-button-hidden");
     for (const fold of folds) fold.localName === "details" ? (fold.open = true) : fold.click();
-    if (folds.length) await new Promise((resolve) => setTimeout(resolve, 500));
+    const outOfReach = (code) => code.scrollWidth > code.clientWidth && code.tabIndex < 0;
+    const isDone = () => ![...document.querySelectorAll("article pre")].some(outOfReach);
+    const pause = () => new Promise((resolve) => setTimeout(resolve, 500));
+    if (folds.length) await pause();
+    for (let tries = 0; tries < 10 && !isDone(); tries++) await pause();
 }"""
 # Thousands of letters look alike to axe, and take it a minute: of coloured words in code one of a kind stays marked, of
 # a formula its text for screen readers. All else stays.

@@ -277,7 +277,7 @@ def test_memory_stays_within_its_bound(what):
             dropout.predict_regression(class_model(), inputs, noise_prec=1.0, **settings)
         else:
             dropout.log_likelihood(class_model(), inputs, targets, noise_prec=1.0, **settings)
-    assert 2**17 < memory.peak_bytes < 2**18 + 6 * targets.nbytes
+    assert 2**16 < memory.peak_bytes < 2**18 + 6 * targets.nbytes  # and not idle: passes may take a quarter of it
 
 
 # ---- The objective
