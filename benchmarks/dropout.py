@@ -65,7 +65,7 @@ def bare_products(model: nn.Sequential, num_shared: int, inputs: Tensor) -> None
 def torch_uncertainty(model: nn.Module, inputs: Tensor) -> dict:
     """Its wrapper, where it is installed: in a loop, and as one batch where that fits the memory."""
     try:
-        from torch_uncertainty.models import mc_dropout
+        from torch_uncertainty.methods import mc_dropout
     except ImportError:
         return {}
     ways = {"torch-uncertainty, loop": False} | ({"torch-uncertainty, batch": True} if len(inputs) <= 100 else {})

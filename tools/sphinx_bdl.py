@@ -273,6 +273,11 @@ def drop_thebe(app, pagename, templatename, context, doctree):
         ]
 
 
+def plain_source_page(app, pagename, templatename, context, doctree):
+    """The pages of source code are many: without the book's sidebar and scripts each is half as large."""
+    return "source.html" if pagename.startswith("_modules/") else None
+
+
 def forget_old_pages(app):
     """Drop pages of source code that viewcode would keep: older than this file, or of a module that is gone."""
     folder = Path(app.outdir) / "_modules"
@@ -316,6 +321,7 @@ def setup(app):
     app.connect("builder-inited", forget_old_pages)
     app.config.template_bridge = f"{__name__}.MendedPages"
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", plain_source_page)
     app.connect("build-finished", tidy_the_site, priority=900)
     app.add_js_file("bdl.js", loading_method="defer")
 
