@@ -12,7 +12,8 @@ The claims, for T = 100 passes over 1,000 images of 28 x 28, in float32 on a CPU
 - for no number of images from 1 to 1,000 slower than the loop.
 
 The loop is the network with ``nn.Dropout`` in training mode, called T times. torch-uncertainty's wrapper, where it is
-installed, runs the same network, in its loop and, for few images, as one batch.
+installed (``pip install torch-uncertainty lightning rich torchvision``; its ``cpu`` extra and ``constraints.txt`` ask for
+different versions of fsspec and rich), runs the same network, in its loop and, for few images, as one batch.
 """
 
 import argparse
