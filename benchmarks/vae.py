@@ -136,7 +136,7 @@ def by_pythae(model: vae.Vae, images: Tensor, folder: str) -> vae.Vae:
     wrapped = pythae_model(model)
     sizes = {"per_device_train_batch_size": BATCH_SIZE, "learning_rate": LR, "num_epochs": 1}
     settings = BaseTrainerConfig(output_dir=folder, no_cuda=True, **sizes)
-    logging.getLogger("pythae").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         trainer = BaseTrainer(wrapped, BaseDataset(images[:, None], torch.zeros(len(images))), training_config=settings)
         trainer.prepare_training()
