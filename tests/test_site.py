@@ -1,7 +1,8 @@
 """The built book, as a reader gets it: every page, in a real browser, light and dark, wide and narrow.
 
-The pages are found, not listed: a chapter to come is tested without an edit here. Needs `_build/html` (or the folder
-that `BDL_SITE` names) and an installed Chromium; on a machine that lacks one the tests are skipped, in CI they fail.
+The pages are found, not listed: a chapter to come is tested without an edit here. Of the pages of source code, which
+have one template, the browser opens the longest. Needs `_build/html` (or the folder that `BDL_SITE` names) and an
+installed Chromium; on a machine that lacks one the tests are skipped, in CI they fail.
 """
 
 import functools
@@ -23,10 +24,14 @@ FIRST_PAGE = "book/index.html"  # stands in for the pages of a site that is not 
 PAGES = site_pages.find_pages(SITE) or [FIRST_PAGE]
 CHAPTERS = [page for page in PAGES if re.fullmatch(r"book/\d\d-[\w-]+\.html", page)] or [FIRST_PAGE]
 API_PAGES = [page for page in PAGES if re.fullmatch(r"book/api/(?!index)\w+\.html", page)] or [FIRST_PAGE]
+SOURCES = [page for page in PAGES if page.startswith("_modules/")]  # pages of source code, all from one template
+SIZES = {page: (SITE / page).stat().st_size for page in SOURCES}
+IN_BROWSER = [page for page in PAGES if page not in SIZES] + sorted(SIZES, key=SIZES.get)[-6:]  # the longest sources
 MODES = ["light", "dark"]
 MEGABYTE = 10**6
 
 every_page = pytest.mark.parametrize("page", PAGES)
+every_page_in_browser = pytest.mark.parametrize("page", IN_BROWSER)
 every_chapter = pytest.mark.parametrize("page", CHAPTERS)
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -204,7 +209,7 @@ def visit(open_page, address):
 
 
 @every_mode
-@every_page
+@every_page_in_browser
 def test_page_loads_without_complaint(visit, page, mode):
     visited = visit(page, mode)
     assert not visited.errors
@@ -212,7 +217,7 @@ def test_page_loads_without_complaint(visit, page, mode):
 
 
 @every_mode
-@every_page
+@every_page_in_browser
 def test_axe_finds_nothing_serious(visit, page, mode):
     serious = [
         f"{violation['id']} ({violation['impact']}): {node['target']} {node['failureSummary']}"
@@ -223,7 +228,7 @@ def test_axe_finds_nothing_serious(visit, page, mode):
     assert not serious, "\n".join(serious[:10])
 
 
-@every_page
+@every_page_in_browser
 def test_page_does_not_scroll_sideways(open_page, address, page):
     tab = open_page(color_scheme="light", width=400)
     tab.goto(address + page)
@@ -232,7 +237,7 @@ def test_page_does_not_scroll_sideways(open_page, address, page):
     assert not tab.evaluate(site_server.OUT_OF_SIGHT)
 
 
-@every_page
+@every_page_in_browser
 def test_formulas_are_typeset(visit, page):
     visited = visit(page, "light")
     assert not visited.formulas
