@@ -168,7 +168,7 @@ def _load(path, problem):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         found = saved["problem"]
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint must be a whole file written by fit_map, {path} is not: {error}") from error
     same = found["digest"] == problem["digest"]
     if not same or not torch.allclose(found["initial_log_prob"], problem["initial_log_prob"], rtol=1e-4):
