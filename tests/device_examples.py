@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.distributions import Beta, Gamma, Normal
 
-from bdl_lib import bayes, dropout, evidence, mcmc, networks, scores, uncertainty, vi
+from bdl_lib import bayes, dropout, evidence, mcmc, networks, scores, uncertainty, vae, vi
 from bdl_lib.mcmc.hmc import hmc
 
 
@@ -1132,6 +1132,237 @@ DROPOUT_PASSES = {
     "dropout.apply_masks": lambda t: dropout.apply_masks(*_stochastic(t), dropout.all_masks(*_stochastic(t)).masks),
 }
 
+# ---- vae
+
+
+def _vae(t, likelihood=None, make=vae.mlp_vae, **sizes):
+    shape = {"image_shape": (4, 4), "likelihood": likelihood, "generator": t.generator, "dtype": t.like["dtype"]}
+    return make(2, **(shape | ({"hidden": (3,)} if make is vae.mlp_vae else {}) | sizes))
+
+
+def _bits(t):
+    """Three images of 4×4 pixels, black and white; which pixels were seen; two numbers for each image."""
+    like = {"generator": t.generator, **t.like}
+    images = torch.rand(3, 4, 4, **like).round()
+    return images, {"is_observed": torch.rand(3, 4, 4, **like) < 0.5, "condition": torch.randn(3, 2, **like)}
+
+
+def _both_ways(t, model, condition=None):
+    q = model.encode(_bits(t)[0], condition)
+    latents = q.rsample(2, generator=t.generator)
+    return model, q, latents, q.log_prob(latents), model.decode(latents, condition)
+
+
+def _built(t, make, *sizes, condition_dim=0, **more):
+    settings = {"image_shape": (4, 4), "condition_dim": condition_dim, "generator": t.generator}
+    return make(*sizes, **settings, **more, dtype=t.like["dtype"])
+
+
+def _pixel_parts(t, likelihood):
+    images, more = _bits(t)
+    outputs = torch.randn(5, 3, likelihood.num_params, 4, 4, generator=t.generator, **t.like)
+    likelihood.check_images(images)
+    seen = likelihood.log_prob(outputs, images), likelihood.log_prob(outputs, images, more["is_observed"])
+    return *seen, likelihood.mean(outputs), likelihood.sample(outputs, generator=t.generator)
+
+
+def _weighted(t, estimate, **settings):
+    images, more = _bits(t)
+    model = _vae(t, condition_dim=2)
+    return [
+        estimate(_vae(t), images, generator=t.generator, **settings),
+        estimate(model, images, generator=t.generator, **settings, **more),
+    ]
+
+
+def _vae_fits(t):
+    images, more = _bits(t)
+    settings = {"num_epochs": 2, "batch_size": 2, "generator": t.generator}
+    others = {"validation_images": images, "validation_condition": more["condition"], "patience": 1}
+    return [
+        vae.fit(_vae(t), images, num_warmup_epochs=1, free_bits=0.1, **settings),
+        vae.fit(_vae(t, condition_dim=2), images, num_importance_samples=2, **more, **others, **settings),
+        vae.fit(_vae(t, vae.gaussian(), vae.conv_vae, channels=(2,)), images, beta=0.5, **settings),
+    ]
+
+
+VAE = {
+    "vae.Encoder": lambda t: _built(t, vae.mlp_encoder, 3, condition_dim=2)(_bits(t)[0], _bits(t)[1]["condition"]),
+    "vae.Decoder": lambda t: _built(t, vae.mlp_decoder, 3, condition_dim=2)(
+        torch.zeros(3, 3, **t.like), _bits(t)[1]["condition"]
+    ),
+    "vae.mlp_encoder": lambda t: _built(t, vae.mlp_encoder, 3)(_bits(t)[0]),
+    "vae.conv_encoder": lambda t: _built(t, vae.conv_encoder, 3, channels=(2, 3))(_bits(t)[0]),
+    "vae.mlp_decoder": lambda t: _built(t, vae.mlp_decoder, 2, initial_log_var=-1.0)(t([[0.5, 1.0]])),
+    "vae.conv_decoder": lambda t: _built(t, vae.conv_decoder, 2, num_params=2, channels=(2, 3))(t([[0.5, 1.0]])),
+    "vae.bernoulli": lambda t: _pixel_parts(t, vae.bernoulli()),
+    "vae.continuous_bernoulli": lambda t: _pixel_parts(t, vae.continuous_bernoulli()),
+    "vae.gaussian": lambda t: _pixel_parts(t, vae.gaussian()),
+    "vae.discretised_logistic": lambda t: _pixel_parts(t, vae.discretised_logistic(4)),
+    "vae.Vae": lambda t: _both_ways(t, _vae(t, condition_dim=2), _bits(t)[1]["condition"]),
+    "vae.mlp_vae": lambda t: _both_ways(t, _vae(t, vae.gaussian())),
+    "vae.conv_vae": lambda t: _both_ways(t, _vae(t, make=vae.conv_vae, channels=(2, 3))),
+    "vae.gaussian_kl": lambda t: vae.gaussian_kl(t([[0.0, 1.0]]), t([[-1.0, 0.5]])),
+    "vae.elbo": lambda t: [
+        (terms, terms.value)
+        for is_sampled in (False, True)
+        for terms in _weighted(t, vae.elbo, num_samples=2, is_kl_sampled=is_sampled)
+    ],
+    "vae.importance_weighted_bound": lambda t: _weighted(t, vae.importance_weighted_bound, num_samples=3),
+    "vae.log_evidence": lambda t: _weighted(t, vae.log_evidence, num_samples=50, memory_bytes=20_000),
+    "vae.fit": _vae_fits,
+    "vae.probabilistic_pca": lambda t: [
+        (pca, pca.log_prob(t([[1.0, 0.0, 2.0]])))
+        for pca in [vae.probabilistic_pca(t([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0], [2.0, 2.0, 0.1], [0.0, 0.3, -1.0]]), 1)]
+    ],
+}
+
+# ---- vae: autoencoders
+
+
+def _patterns(t):
+    """Four images of 4×4 pixels, in [0, 1]."""
+    return torch.rand(4, 4, 4, generator=t.generator, **t.like)
+
+
+def _autoencoder(t, make, **sizes):
+    return make(2, image_shape=(4, 4), generator=t.generator, dtype=t.like["dtype"], **sizes)
+
+
+def _there_and_back(t, make, **sizes):
+    model = _autoencoder(t, make, **sizes)
+    return model, model(_patterns(t)), model.decode(t([[[0.5, -1.0]], [[0.0, 2.0]]]))
+
+
+def _pca(t):
+    images = _patterns(t)
+    found = vae.principal_components(images, 2)
+    return found.mean, found.variances, found.left_over, found.decode(found.encode(images))  # the signs are arbitrary
+
+
+AUTOENCODERS = {
+    "vae.Autoencoder": lambda t: _there_and_back(t, vae.mlp_autoencoder, hidden=(3,)),
+    "vae.linear_autoencoder": lambda t: _there_and_back(t, vae.linear_autoencoder),
+    "vae.mlp_autoencoder": lambda t: _there_and_back(t, vae.mlp_autoencoder, hidden=(3, 2)),
+    "vae.conv_autoencoder": lambda t: _there_and_back(t, vae.conv_autoencoder, channels=(2, 3), hidden=(4,)),
+    "vae.reconstruction_error": lambda t: vae.reconstruction_error(_patterns(t), _patterns(t)),
+    "vae.fit_autoencoder": lambda t: [
+        vae.fit_autoencoder(
+            _autoencoder(t, vae.mlp_autoencoder, hidden=(3,)),
+            _patterns(t),
+            validation_images=others,
+            num_epochs=2,
+            batch_size=3,
+            generator=t.generator,
+        )
+        for others in (None, _patterns(t))
+    ],
+    "vae.fit_linear_autoencoder": lambda t: vae.fit_linear_autoencoder(
+        _autoencoder(t, vae.linear_autoencoder), _patterns(t), num_sweeps=2
+    ),
+    "vae.principal_components": _pca,
+    "vae.principal_angles": lambda t: vae.principal_angles(
+        t([[1.0, 0.0], [0.0, 1.0], [0.2, 0.1]]), t([[1.0], [1.0], [0.5]])
+    ),
+}
+
+# ---- vae: judging and using a model
+
+
+def _given(t):
+    """A model with a condition, three images, and their conditions."""
+    images, more = _bits(t)
+    return _vae(t, condition_dim=2), images, more["condition"]
+
+
+def _each_way(t, compute):
+    """Without randomness in the pixels, and with it."""
+    model, images, condition = _given(t)
+    return [compute(model, images, condition, generator) for generator in (None, t.generator)]
+
+
+def _one_image(t):
+    model, images, condition = _given(t)
+    log_likelihood, latents = vae.image_log_likelihood(model, images[0], condition[0]), t([[0.5, -1.0], [0.0, 0.0]])
+    leaf = latents.clone().requires_grad_()
+    return log_likelihood(latents), torch.autograd.grad(log_likelihood(leaf).sum(), leaf)
+
+
+def _stochastic_vae(t):
+    return vae.stochastic_decoder(_vae(t, condition_dim=2), 0.5)
+
+
+VAE_JUDGING = {
+    "vae.sample_prior": lambda t: [
+        vae.sample_prior(_vae(t), 2, generator=t.generator, is_sampled=is_sampled) for is_sampled in (True, False)
+    ],
+    "vae.sample_posterior": lambda t: [
+        vae.sample_posterior(model, images, 2, generator=t.generator, condition=condition, is_sampled=is_sampled)
+        for model, images, condition in [_given(t)]
+        for is_sampled in (True, False)
+    ],
+    "vae.reconstruct": lambda t: _each_way(
+        t, lambda model, images, rows, generator: vae.reconstruct(model, images, condition=rows, generator=generator)
+    ),
+    "vae.interpolate": lambda t: [
+        vae.interpolate(_vae(t), _bits(t)[0], _bits(t)[0], num_steps=3, is_spherical=is_spherical)
+        for is_spherical in (True, False)
+    ],
+    "vae.traverse": lambda t: _each_way(
+        t,
+        lambda model, images, rows, generator: vae.traverse(
+            model, images[0], 1, t([-1.0, 1.0]), condition=rows[0], generator=generator
+        ),
+    ),
+    "vae.latent_grid": lambda t: _each_way(
+        t, lambda model, images, rows, generator: vae.latent_grid(model, 3, condition=rows[0], generator=generator)
+    ),
+    "vae.latent_prior": lambda t: (vae.latent_prior(_vae(t)), vae.latent_prior(_vae(t)).log_prob(t([[0.5, 1.0]]))),
+    "vae.image_log_likelihood": _one_image,
+    "vae.annealed_log_evidence": lambda t: _weighted(
+        t, vae.annealed_log_evidence, num_chains=3, num_temperatures=4, memory_bytes=2**17
+    ),
+    "vae.exact_log_evidence": lambda t: [
+        vae.exact_log_evidence(_vae(t), _bits(t)[0], num_points=41),
+        *(vae.exact_log_evidence(model, x, num_points=41, condition=rows) for model, x, rows in [_given(t)]),
+    ],
+    "vae.active_units": lambda t: vae.active_units(_vae(t), _bits(t)[0]),
+    "vae.mutual_information": lambda t: vae.mutual_information(_vae(t), _bits(t)[0], generator=t.generator),
+    "vae.inference_gaps": lambda t: [
+        vae.inference_gaps(model, images, num_steps=2, num_samples=5, condition=condition, generator=t.generator)
+        for model, images, condition in [_given(t)]
+    ],
+    "vae.impute": lambda t: [
+        vae.impute(
+            model,
+            images,
+            images > 0.5,
+            num_steps=4,
+            num_pseudo_steps=num_pseudo_steps,
+            num_chains=2,
+            condition=condition,
+            generator=t.generator,
+        )
+        for model, images, condition in [_given(t)]
+        for num_pseudo_steps in (2, 4)
+    ],
+    "vae.stochastic_decoder": _stochastic_vae,
+    "vae.decode_passes": lambda t: [
+        vae.decode_passes(
+            _stochastic_vae(t),
+            t([[0.5, -1.0], [2.0, 1.0]]),
+            num_passes=3,
+            is_shared=is_shared,
+            condition=t([[1.0, 0.0], [0.0, 1.0]]),
+            generator=t.generator,
+        )
+        for is_shared in (True, False)
+    ],
+    "vae.decoder_log_evidence": lambda t: vae.decoder_log_evidence(
+        _stochastic_vae(t), *_given(t)[1:2], num_passes=2, num_samples=3, condition=_given(t)[2], generator=t.generator
+    ),
+}
+
 # ---- all of them
 
 EXAMPLES = {
@@ -1149,6 +1380,9 @@ EXAMPLES = {
     **UNCERTAINTY,
     **CHEAP_POSTERIORS,
     **UNCERTAINTY_USE,
+    **VAE,
+    **AUTOENCODERS,
+    **VAE_JUDGING,
 }
 
 # Functions that copy tensors to the host by design, and why; no others may.

@@ -385,3 +385,17 @@ def gauss_hermite(num_nodes):
     """Nodes and weights whose weighted sum is the mean under a standard normal."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
     return nodes, weights / weights.sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# vae
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ppca_log_likelihood(vectors, latent_dim):
+    """Probabilistic PCA at its maximum, by the eigenvalues of the covariance and the full Gaussian density."""
+    eigenvalues, directions = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    noise_var = eigenvalues[:-latent_dim].mean()
+    top = directions[:, -latent_dim:]
+    covariance = top @ np.diag(eigenvalues[-latent_dim:] - noise_var) @ top.T + noise_var * np.eye(vectors.shape[1])
+    return stats.multivariate_normal(vectors.mean(0), covariance).logpdf(vectors)

@@ -68,6 +68,11 @@ MATHS = r"""() => {
     }
     return troubles;
 }"""
+# Equations that have to be scrolled to be read; bdl.js sets long ones smaller.
+CUT_EQUATIONS = """() => {
+    const equations = [...document.querySelectorAll("article mjx-container[display]")];
+    return equations.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.trim().slice(0, 200));
+}"""
 # What a narrow window shows only when the whole page is moved, or, beyond its left edge, never.
 OUT_OF_SIGHT = """() => {
     const {scrollWidth, clientWidth} = document.documentElement;

@@ -244,6 +244,15 @@ def test_formulas_are_typeset(visit, page):
     assert visited.maths == read(page).has_maths
 
 
+@every_page_in_browser
+def test_equations_fit_their_column(open_page, address, page):
+    tab = open_page(color_scheme="light")
+    tab.goto(address + page)
+    tab.evaluate(site_server.SETTLE)
+    tab.evaluate(site_server.UNFOLD)
+    assert not tab.evaluate(site_server.CUT_EQUATIONS)
+
+
 @every_mode
 def test_mode_follows_the_reader(open_page, address, mode):
     page = open_page(color_scheme=mode)

@@ -13,6 +13,7 @@ from bdl_lib.check.networks import exercise_2_3, exercise_2_5
 from bdl_lib.check.numbers import close, glue
 from bdl_lib.check.scores import exercise_6_3, exercise_6_5
 from bdl_lib.check.uncertainty import exercise_8_3, exercise_8_5
+from bdl_lib.check.vae import exercise_9_3, exercise_9_5, exercise_10_3, exercise_10_5, exercise_11_3, exercise_11_5
 from bdl_lib.check.verdict import Verdict
 from bdl_lib.check.vi import exercise_5_3, exercise_5_5
 
@@ -35,5 +36,11 @@ __all__ = [
     "exercise_7_5",
     "exercise_8_3",
     "exercise_8_5",
+    "exercise_9_3",
+    "exercise_9_5",
+    "exercise_10_3",
+    "exercise_10_5",
+    "exercise_11_3",
+    "exercise_11_5",
     "glue",
 ]

@@ -1,5 +1,7 @@
 """Compare a number with its exact value, or carry it into the prose."""
 
+import re
+
 import torch
 
 __all__ = ["close", "glue"]
@@ -53,8 +55,9 @@ def _spell(tensor):
 def glue(name, value):
     """Carry a number from this cell into the text, where ``{glue:text}`name:.2f``` prints it.
 
-    Nothing is shown in the notebook; the value travels in the cell's output, as MyST-NB's own ``glue`` does it, without
-    needing MyST-NB where the chapter runs.
+    In a string, a hyphen before a number becomes the minus sign that it stands for. Nothing is shown in the notebook;
+    the value travels in the cell's output, as MyST-NB's own ``glue`` does it, without needing MyST-NB where the chapter
+    runs.
 
     Args:
         name: the key that the text uses.
@@ -63,6 +66,8 @@ def glue(name, value):
     from IPython.display import display
 
     plain = value.item() if isinstance(value, torch.Tensor) else value
+    if isinstance(plain, str):
+        plain = re.sub(r"(?<![\w.)-])-(?=[\d.])", "−", plain)
     prefix = "application/papermill.record/"
     metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
     display({f"{prefix}text/plain": repr(plain)}, raw=True, metadata=metadata)
