@@ -359,6 +359,12 @@ def test_prior_sampling_fails_in_many_dimensions_and_says_so():
     assert result.value < shifted(30).exact - 5
 
 
+def test_a_caller_without_a_name_is_warned_too():
+    code = "evidence.harmonic_mean(lambda x: -50 * x[:, 0].square(), draws)"
+    with pytest.warns(UnreliableEvidence):
+        exec(code, {"evidence": evidence, "draws": randn(200, 1)})
+
+
 @any_k
 def test_harmonic_mean_formula():
     draws = logistic().draw(200, 0)

@@ -633,8 +633,25 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 def test_a_file_with_code_in_it_is_not_read(tmp_path):
     torch.save({"position": Path("x")}, tmp_path / "draws.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="Weights only load failed"):
         mcmc.load_draws(tmp_path / "draws.pt")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"none"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "draws.pt"
+    mcmc.save_draws(short_run("metropolis"), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"path must be a whole file written by save_draws, .*draws\.pt is not"):
+        mcmc.load_draws(path)
+
+
+def test_other_files_hold_no_draws(tmp_path):
+    torch.save({"position": torch.ones(2)}, tmp_path / "draws.pt")
+    with pytest.raises(ValueError, match="path must be a whole file written by save_draws"):
+        mcmc.load_draws(tmp_path / "draws.pt")
+    with pytest.raises(FileNotFoundError):
+        mcmc.load_draws(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -136,7 +136,7 @@ def check_some_weight(name: str, log_weights: Tensor) -> None:
 def warn_unreliable(message: str) -> None:
     """Warn in the name of whoever called the library."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("bdl_lib."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("bdl_lib."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UnreliableEvidence, stacklevel=level)
 

@@ -4,6 +4,7 @@ Chapter: book/04-mcmc.ipynb
 """
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from bdl_lib.evidence._arviz import import_arviz
 from bdl_lib.mcmc._checks import check_at_least
 
 __all__ = ["Draws", "collect", "load_draws", "resume", "save_draws"]
+
+_DAMAGES = (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, pickle.UnpicklingError)
 
 
 class Draws(NamedTuple):
@@ -144,14 +147,23 @@ def load_draws(path: str | os.PathLike, *, device: torch.device | str | None = N
     Returns:
         The :class:`Draws`, ready for :func:`resume`.
 
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or not one of :func:`save_draws`.
+
     Book: sec-draws
     """
     from bdl_lib import mcmc
 
     records = [found for found in vars(mcmc).values() if isinstance(found, type) and hasattr(found, "_fields")]
-    with torch.serialization.safe_globals(records):
-        fields = torch.load(path, weights_only=True, map_location=device)
-    return Draws(**fields | {"generator_state": fields["generator_state"].cpu()})
+    try:
+        with torch.serialization.safe_globals(records):
+            fields = torch.load(path, weights_only=True, map_location=device)
+        return Draws(**fields | {"generator_state": fields["generator_state"].cpu()})
+    except FileNotFoundError:
+        raise
+    except _DAMAGES as error:
+        raise ValueError(f"path must be a whole file written by save_draws, {path} is not: {error}") from error
 
 
 def show(steps, progress: bool):
