@@ -681,19 +681,20 @@ def test_draws_are_written_into_one_tensor():
 
 
 MEMORY = """
-import resource, torch
+import torch
 from bdl_lib import mcmc
 kernel = mcmc.metropolis(lambda x: -0.5 * x.square().sum(1), proposal_std=0.2)
 generator = torch.Generator().manual_seed(0)
 draws = mcmc.collect(kernel, kernel.init(torch.zeros(1000, 100)), num_samples=1000, generator=generator)
-print(draws.position.shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+assert draws.position.shape == (1000, 1000, 100)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; what getrusage says includes the parent")
 def test_a_hundred_million_numbers_stay_under_a_gigabyte():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) * 1024 < 1e9
+    assert int(done.stdout) * 1024 < 1e9
 
 
 def test_a_bar_is_shown_if_wanted(capfd):
