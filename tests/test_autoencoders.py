@@ -287,7 +287,7 @@ NAN[3, 1, 1] = math.nan
         (lambda: fit(images=X[:0]), r"images must be \[n >= 1, 4, 8\], got \[0, 4, 8\]"),
         (lambda: fit(images=NAN), "images must be finite, got 1 non-finite values"),
         (lambda: fit(validation_images=NAN), "validation_images must be finite, got 1 non-finite values"),
-        (lambda: fit(validation_images=X[:, :2]), r"images must be \[n >= 1, 4, 8\], got \[10, 2, 8\]"),
+        (lambda: fit(validation_images=X[:, :2]), r"^validation_images must be \[n >= 1, 4, 8\], got \[10, 2, 8\]"),
         (lambda: vae.fit_linear_autoencoder(make("linear"), X, num_sweeps=0), "num_sweeps must be at least 1, got 0"),
         (lambda: vae.fit_linear_autoencoder(make("mlp"), X), "model must be linear"),
         (lambda: vae.fit_linear_autoencoder(make("conv"), X), "model must be linear"),

@@ -833,7 +833,12 @@ def test_a_fit_that_fails_late_hands_back_the_epoch_before(monkeypatch):
         ({"num_importance_samples": 2, "free_bits": 0.5}, "num_importance_samples must be 1 with beta"),
         ({"patience": 3}, "patience must be None without validation_images, got 3"),
         ({"patience": 0, "validation_images": binary()}, "patience must be at least 1, got 0"),
-        ({"validation_images": torch.zeros(2, 4, 3, **double)}, r"images must be \[n >= 1, 3, 4\], got \[2, 4, 3\]"),
+        ({"validation_images": torch.zeros(2, 4, 3, **double)}, r"^validation_images must be \[n >= 1, 3, 4\], got"),
+        ({"validation_images": binary() + 2}, r"^validation_images must be in \[0, 1\], got"),
+        (
+            {"validation_images": binary(), "validation_condition": torch.ones(1, 2)},
+            "^validation_condition must be None",
+        ),
         ({"images": torch.zeros(2, 4, 3, **double)}, r"images must be \[n >= 1, 3, 4\], got \[2, 4, 3\]"),
         ({"condition": torch.zeros(6, 1, **double)}, "condition must be None"),
         ({"is_observed": torch.ones(6, 4, 3, dtype=torch.bool)}, r"is_observed must be \[6, 3, 4\]"),

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from bdl_lib import dropout, evidence, vae
-from bdl_lib.vae import annealing, imputation
+from bdl_lib.vae import annealing, importance, imputation
 
 f64 = torch.float64
 nan = math.nan
@@ -256,7 +256,7 @@ def test_blocks_of_images_change_the_draws_only():
 
 def test_an_impossible_likelihood_has_no_weight():
     log_weights = tensor([[0.0, -math.inf], [-math.inf, math.log(3)], [math.log(2), -math.inf]])
-    found = annealing._average(log_weights)
+    found = importance.evidence_of(*importance.log_sums(log_weights), len(log_weights))
     close(found.value, [0.0, 0.0], atol=1e-12)
     close(found.ess, [9 / 5, 1.0])
     for i in range(2):
@@ -717,7 +717,10 @@ BAD = {
     "values must be finite, got 1 non-finite": lambda: vae.traverse(BINARY, X[0], 0, tensor([nan])),
     "num_per_side must be at least 1, got 0": lambda: vae.latent_grid(BINARY, 0),
     "must have 2 latent dimensions to be shown on a map, got 3": lambda: vae.latent_grid(LINEAR, 3),
-    r"images must be \[n >= 1, 3, 3\], got \[1, 2, 4\]": lambda: vae.image_log_likelihood(BINARY, torch.ones(2, 4)),
+    r"^image must be \[3, 3\], got \[2, 4\]": lambda: vae.image_log_likelihood(BINARY, torch.ones(2, 4)),
+    r"^image must be in \[0, 1\], got ": lambda: vae.traverse(BINARY, X[0] + 3, 0, torch.zeros(1, dtype=f64)),
+    r"^first must be in \[0, 1\], got ": lambda: vae.interpolate(BINARY, X + 3, X),
+    r"^second must be \[n >= 1, 3, 3\], got \[3, 2, 4\]": lambda: vae.interpolate(BINARY, X, torch.ones(3, 2, 4)),
     "num_chains must be at least 2, got 1": lambda: vae.annealed_log_evidence(BINARY, X, num_chains=1, generator=G),
     "num_temperatures must be at least 2, got 1": lambda: vae.annealed_log_evidence(
         BINARY, X, num_temperatures=1, generator=G

@@ -19,8 +19,8 @@ from torch.distributions import Independent, Normal
 from bdl_lib.dropout._memory import PeakMemory
 from bdl_lib.evidence import LogProb
 from bdl_lib.vae._checks import check_at_least
-from bdl_lib.vae.elbo import check_images
-from bdl_lib.vae.importance import ImageEvidence, pick, slices
+from bdl_lib.vae.elbo import check_image, check_images
+from bdl_lib.vae.importance import ImageEvidence, evidence_of, log_sums, num_affordable, pick, slices
 from bdl_lib.vae.model import Vae
 
 __all__ = ["annealed_log_evidence", "image_log_likelihood", "latent_prior"]
@@ -31,7 +31,6 @@ _FRESH = 0.7  # share of the momentum, as a standard deviation, that is drawn an
 _FIRST_STEP_SIZE = 0.5  # in units of the prior's standard deviation
 _TARGET_ACCEPTANCE_RATE = 0.8
 _ADAPTATION_RATE = 0.5
-_CACHE_BYTES = 2**23  # what a block of images holds at once, on a CPU
 
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]  # [chains, n, latent_dim] -> [chains, n], its gradient
 
@@ -70,7 +69,7 @@ def image_log_likelihood(
 
     Book: sec-log-evidence-images
     """
-    check_images(model, image[None], None if condition is None else condition[None], None)
+    check_image(model, image, condition)
 
     def log_likelihood(latents):
         rows = None if condition is None else condition.expand(len(latents), -1)
@@ -141,7 +140,7 @@ def annealed_log_evidence(
         density = _density(model, images[rows], pick(condition, rows), pick(is_observed, rows))
         start = torch.randn(shape[0], len(images[rows]), shape[1], generator=generator, **_like(images))
         log_weights.append(_anneal(density, start, temperatures, generator))
-    return _average(torch.cat(log_weights, 1))
+    return evidence_of(*log_sums(torch.cat(log_weights, 1)), num_chains)
 
 
 class _Chains(NamedTuple):
@@ -207,26 +206,13 @@ def _density(model: Vae, images: Tensor, condition: Tensor | None, is_observed: 
     return value_and_grad
 
 
-def _average(log_weights: Float[Tensor, "chains n"]) -> ImageEvidence:
-    """Log of the mean weight, its error and the effective number of chains."""
-    num_chains, log_sum = len(log_weights), log_weights.logsumexp(0)
-    ess = (2 * log_sum - (2 * log_weights).logsumexp(0)).exp()
-    std_error = ((num_chains / ess - 1).clamp(min=0) / (num_chains - 1)).sqrt()
-    return ImageEvidence(log_sum - math.log(num_chains), std_error, ess)
-
-
 def _block_size(model, images, shape, memory_bytes, condition, is_observed) -> int:
     """How many images to anneal at a time: what the chains of one cost, within a quarter of the memory."""
     first = slice(0, 1)
     density = _density(model, images[first], pick(condition, first), pick(is_observed, first))
     with PeakMemory() as peak:
         density(images.new_zeros(shape[0], 1, shape[1]))
-    budget = memory_bytes // 4  # the rest is for what PeakMemory does not see
-    if budget < peak.peak_bytes:
-        rule = f"memory_bytes must be at least {4 * peak.peak_bytes} for the chains of one image"
-        raise ValueError(f"{rule}, got {memory_bytes}")
-    budget = min(budget, max(peak.peak_bytes, _CACHE_BYTES)) if images.device.type == "cpu" else budget
-    return budget // peak.peak_bytes
+    return num_affordable(peak.peak_bytes, "the chains of one image", memory_bytes, images.device)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bdl_lib.dropout._training import show
-from bdl_lib.vae._checks import check_at_least, check_image_shape, check_latent_dim, check_latents, check_positive
+from bdl_lib.vae._checks import (
+    check_at_least,
+    check_finite,
+    check_image_shape,
+    check_latent_dim,
+    check_latents,
+    check_positive,
+)
 from bdl_lib.vae.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
 from bdl_lib.vi import FailedFit
 
@@ -254,9 +261,9 @@ def fit_autoencoder(
     check_at_least("num_epochs", num_epochs, 1)
     check_at_least("batch_size", batch_size, 1)
     check_positive("lr", lr)
-    check_images("images", images, model)
+    check_finite_images(model, images)
     if validation_images is not None:
-        check_images("validation_images", validation_images, model)
+        check_finite_images(model, validation_images, "validation_images")
     model, history = copy.deepcopy(model).train(), []
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     num_steps, step = num_epochs * math.ceil(len(images) / batch_size), 0
@@ -277,11 +284,10 @@ def fit_autoencoder(
     return _record(model, history, validation_images is not None)
 
 
-def check_images(name: str, images: Tensor, model: Autoencoder) -> None:
+def check_finite_images(model: Autoencoder, images: Tensor, name: str = "images") -> None:
     """Raise ``ValueError`` unless these are finite images of the size that the model is made for."""
-    check_image_shape(images, model.image_shape)
-    if not images.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {int((~images.isfinite()).sum())} non-finite values")
+    check_image_shape(images, model.image_shape, name)
+    check_finite(images, name)
 
 
 @torch.no_grad()

@@ -99,12 +99,21 @@ def elbo(
     return ElboTerms(reconstruction, kl)
 
 
-def check_images(model: Vae, images: Tensor, condition: Tensor | None, is_observed: Tensor | None) -> None:
+def check_images(
+    model: Vae, images: Tensor, condition: Tensor | None, is_observed: Tensor | None, name: str = "images"
+) -> None:
     """Raise ``ValueError`` unless the model can be asked about these images."""
-    check_image_shape(images, model.image_shape)
+    check_image_shape(images, model.image_shape, name)
     check_condition(condition, len(images), model.condition_dim)
     check_observed(is_observed, images)
-    model.likelihood.check_images(seen(images, is_observed))
+    model.likelihood.check_images(seen(images, is_observed), name)
+
+
+def check_image(model: Vae, image: Tensor, condition: Tensor | None) -> None:
+    """Raise ``ValueError`` unless the model can be asked about this one image."""
+    if tuple(image.shape) != model.image_shape:
+        raise ValueError(f"image must be {list(model.image_shape)}, got {list(image.shape)}")
+    check_images(model, image[None], None if condition is None else condition[None], None, "image")
 
 
 def log_prior(latents: Tensor) -> Tensor:

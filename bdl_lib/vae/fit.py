@@ -17,7 +17,7 @@ from torch import Tensor
 from bdl_lib.dropout._training import check_model, show
 from bdl_lib.dropout.layers import Draw, giving_masks, stochastic_layers
 from bdl_lib.vae._checkpoint import Progress, fingerprint, resume, save
-from bdl_lib.vae._checks import check_at_least, check_positive
+from bdl_lib.vae._checks import check_at_least, check_condition, check_positive
 from bdl_lib.vae.elbo import check_images, elbo, gaussian_kl
 from bdl_lib.vae.importance import importance_weighted_bound, log_weights, pick, slices
 from bdl_lib.vae.likelihoods import seen
@@ -176,7 +176,8 @@ def _check_data(model, images, condition, is_observed, validation_images, valida
     check_model(model)
     check_images(model, images, condition, is_observed)
     if validation_images is not None:
-        check_images(model, validation_images, validation_condition, None)
+        check_condition(validation_condition, len(validation_images), model.condition_dim, "validation_condition")
+        check_images(model, validation_images, validation_condition, None, "validation_images")
     if patience is not None:
         check_at_least("patience", patience, 1)
         if validation_images is None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bdl_lib.vae._checks import check_at_least, check_condition
-from bdl_lib.vae.elbo import check_images
+from bdl_lib.vae.elbo import check_image, check_images
 from bdl_lib.vae.model import Vae
 
 __all__ = ["interpolate", "latent_grid", "reconstruct", "sample_posterior", "sample_prior", "traverse"]
@@ -154,8 +154,8 @@ def interpolate(
     Book: sec-vae-generate
     """
     check_at_least("num_steps", num_steps, 2)
-    check_images(model, first, condition, None)
-    check_images(model, second, condition, None)
+    check_images(model, first, condition, None, "first")
+    check_images(model, second, condition, None, "second")
     if len(first) != len(second):
         raise ValueError(f"second must have as many images as first, {len(first)}, got {len(second)}")
     start, end = model.encode(first, condition).loc, model.encode(second, condition).loc
@@ -192,8 +192,8 @@ def traverse(
 
     Book: sec-vae-generate
     """
+    check_image(model, image, condition)
     row = None if condition is None else condition[None]
-    check_images(model, image[None], row, None)
     if not 0 <= dim < model.latent_dim:
         raise ValueError(f"dim must be from 0 to {model.latent_dim - 1}, got {dim}")
     if not values.isfinite().all():

@@ -69,7 +69,8 @@ def importance_weighted_bound(
     Source: Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
     Book: sec-iw-images
     """
-    return _streamed(model, images, num_samples, generator, condition, is_observed, memory_bytes)[0]
+    log_sum, _ = _streamed(model, images, num_samples, generator, condition, is_observed, memory_bytes)
+    return log_sum - math.log(num_samples)
 
 
 def log_evidence(
@@ -113,10 +114,8 @@ def log_evidence(
     Book: sec-log-evidence-images
     """
     check_at_least("num_samples", num_samples, 2)
-    value, log_square = _streamed(model, images, num_samples, generator, condition, is_observed, memory_bytes)
-    ess = (2 * value - log_square).exp() * num_samples
-    std_error = ((num_samples / ess - 1).clamp(min=0) / (num_samples - 1)).sqrt()
-    return ImageEvidence(value, std_error, ess)
+    sums = _streamed(model, images, num_samples, generator, condition, is_observed, memory_bytes)
+    return evidence_of(*sums, num_samples)
 
 
 def log_weights(
@@ -160,7 +159,7 @@ def pick(values: Tensor | None, rows) -> Tensor | None:
 def _streamed(
     model, images, num_samples, generator, condition, is_observed, memory_bytes
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Log of the mean of w and of w² for each image: block by block of images, chunk by chunk of samples."""
+    """Log of the sum of w and of w² for each image: block by block of images, chunk by chunk of samples."""
     check_at_least("num_samples", num_samples, 1)
     check_at_least("memory_bytes", memory_bytes, 1)
     check_images(model, images, condition, is_observed)
@@ -171,32 +170,44 @@ def _streamed(
         data = images[rows], LatentGaussian(q.loc[rows], q.log_var[rows])
         more = pick(condition, rows), pick(is_observed, rows)
         sums = [
-            _log_sums(log_weights(model, *data, chunk.stop - chunk.start, generator, *more)[0])
+            log_sums(log_weights(model, *data, chunk.stop - chunk.start, generator, *more)[0])
             for chunk in slices(num_samples, chunk_size)
         ]
         blocks.append(torch.stack(sums).logsumexp(0))
-    found = torch.cat(blocks, 1) - math.log(num_samples)
-    return found[0], found[1]
+    log_sum, log_square_sum = torch.cat(blocks, 1)
+    return log_sum, log_square_sum
 
 
-def _log_sums(log_w: Float[Tensor, "num_samples n"]) -> Float[Tensor, "2 n"]:
+def log_sums(log_w: Float[Tensor, "num_samples n"]) -> Float[Tensor, "2 n"]:
     """Log of the sum of w, and of w²."""
     return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)])
 
 
-def _sizes(model, images, q, condition, is_observed, num_samples, memory_bytes) -> tuple[int, int]:
-    """How many images, and how many samples of each, to hold at a time: what a few rows cost, within a quarter.
+def evidence_of(log_sum: Float[Tensor, " n"], log_square_sum: Float[Tensor, " n"], num_samples: int) -> ImageEvidence:
+    """Log of the mean weight, its error and the effective number, from the two sums over the weights."""
+    ess = (2 * log_sum - log_square_sum).exp()
+    std_error = ((num_samples / ess - 1).clamp(min=0) / (num_samples - 1)).sqrt()
+    return ImageEvidence(log_sum - math.log(num_samples), std_error, ess)
 
-    The rest is for what :class:`PeakMemory` does not see: scratch space, and what the allocator keeps.
-    """
+
+def _sizes(model, images, q, condition, is_observed, num_samples, memory_bytes) -> tuple[int, int]:
+    """How many images, and how many samples of each, to hold at a time."""
     first, probe = slice(0, 1), torch.Generator(images.device)
     q_first = LatentGaussian(q.loc[first], q.log_var[first])
     with PeakMemory() as peak:
         log_weights(model, images[first], q_first, 2, probe, pick(condition, first), pick(is_observed, first))
-    row_bytes = -(-peak.peak_bytes // 2)
+    num_rows = num_affordable(-(-peak.peak_bytes // 2), "one sample", memory_bytes, images.device)
+    chunk_size = min(num_samples, num_rows)
+    return max(1, num_rows // chunk_size), chunk_size
+
+
+def num_affordable(item_bytes: int, item: str, memory_bytes: int, device: torch.device) -> int:
+    """How many items fit a quarter of the memory, on a CPU also the cache; ``ValueError`` if there is none.
+
+    The rest is for what :class:`PeakMemory` does not see: scratch space, and what the allocator keeps.
+    """
     budget = memory_bytes // 4
-    if budget < row_bytes:
-        raise ValueError(f"memory_bytes must be at least {4 * row_bytes} for one sample, got {memory_bytes}")
-    budget = min(budget, max(row_bytes, _CACHE_BYTES)) if images.device.type == "cpu" else budget
-    chunk_size = min(num_samples, budget // row_bytes)
-    return max(1, budget // (row_bytes * chunk_size)), chunk_size
+    if budget < item_bytes:
+        raise ValueError(f"memory_bytes must be at least {4 * item_bytes} for {item}, got {memory_bytes}")
+    budget = min(budget, max(item_bytes, _CACHE_BYTES)) if device.type == "cpu" else budget
+    return budget // item_bytes

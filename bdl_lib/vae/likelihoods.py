@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdl_lib.vae._checks import check_at_least, check_positive, check_unit_interval
+from bdl_lib.vae._checks import check_at_least, check_finite, check_positive, check_unit_interval
 
 __all__ = ["PixelLikelihood", "bernoulli", "continuous_bernoulli", "discretised_logistic", "gaussian"]
 
@@ -35,7 +35,7 @@ class PixelLikelihood(NamedTuple):
     log_prob: Callable[..., Tensor]  # (outputs, images, is_observed=None) -> nats an image, summed over pixels
     mean: Callable[[Tensor], Tensor]  # outputs -> [..., height, width]
     sample: Callable[..., Tensor]  # (outputs, *, generator) -> [..., height, width]
-    check_images: Callable[[Tensor], None]  # raises ValueError for pixels that are impossible
+    check_images: Callable[..., None]  # (images, name="images"), raises ValueError for pixels that are impossible
     has_shared_scale: bool = False  # one learned log variance fills the last plane: it is the decoder's, not an output
     settings: tuple = ()  # what it was made with, by which a checkpoint knows it
 
@@ -140,7 +140,7 @@ def gaussian(*, has_shared_scale: bool = True, min_std: float = 0.01) -> PixelLi
     def mean(outputs):
         return outputs[..., 0, :, :]
 
-    return PixelLikelihood("gaussian", 2, log_prob, mean, sample, _check_finite, has_shared_scale, (min_std,))
+    return PixelLikelihood("gaussian", 2, log_prob, mean, sample, check_finite, has_shared_scale, (min_std,))
 
 
 def discretised_logistic(num_levels: int = 256) -> PixelLikelihood:
@@ -194,12 +194,12 @@ def discretised_logistic(num_levels: int = 256) -> PixelLikelihood:
         value = loc + log_scale.exp() * _uniform(outputs, generator).logit()
         return (value.clamp(0, 1) * (num_levels - 1)).round() / (num_levels - 1)
 
-    def check_images(images):
-        check_unit_interval(images)
+    def check_images(images, name="images"):
+        check_unit_interval(images, name)
         levels = images * (num_levels - 1)
         is_good = (levels - levels.round()).abs() < 1e-3
         if not is_good.all():
-            rule = f"images must be whole multiples of 1 / {num_levels - 1}"
+            rule = f"{name} must be whole multiples of 1 / {num_levels - 1}"
             raise ValueError(f"{rule}, got {images[~is_good][0].item():.6g}")
 
     return PixelLikelihood("discretised_logistic", 2, log_prob, mean, sample, check_images, settings=(num_levels,))
@@ -244,8 +244,3 @@ def _uniform(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """One number in [0, 1) for each pixel."""
     shape = (*outputs.shape[:-3], *outputs.shape[-2:])
     return torch.rand(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
-
-
-def _check_finite(images: Tensor) -> None:
-    if not images.isfinite().all():
-        raise ValueError(f"images must be finite, got {int((~images.isfinite()).sum())} non-finite values")

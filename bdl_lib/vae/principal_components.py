@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bdl_lib.vae._checks import check_at_least
-from bdl_lib.vae.autoencoder import Autoencoder, AutoencoderFit, check_images
+from bdl_lib.vae._checks import check_at_least, check_finite
+from bdl_lib.vae.autoencoder import Autoencoder, AutoencoderFit, check_finite_images
 
 __all__ = ["PrincipalComponents", "fit_linear_autoencoder", "principal_angles", "principal_components"]
 
@@ -62,8 +62,7 @@ def principal_components(images: Float[Tensor, "n height width"], num_components
     flat = images.flatten(1)
     if num_components > min(flat.shape):
         raise ValueError(f"num_components must be at most {min(flat.shape)}, got {num_components}")
-    if not images.isfinite().all():
-        raise ValueError(f"images must be finite, got {int((~images.isfinite()).sum())} non-finite values")
+    check_finite(images)
     mean = flat.mean(0)
     _, singular, rows = torch.linalg.svd(flat - mean, full_matrices=False)
     variances = singular.square() / len(flat)
@@ -133,7 +132,7 @@ def fit_linear_autoencoder(
     """
     check_at_least("num_sweeps", num_sweeps, 1)
     to_code, to_pixels = _linear_layers(model)
-    check_images("images", images, model)
+    check_finite_images(model, images)
     if len(images) <= model.latent_dim:
         raise ValueError(f"images must be more than latent_dim = {model.latent_dim}, got {len(images)}")
     mean = images.flatten(1).mean(0)
